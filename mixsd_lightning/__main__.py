@@ -1,0 +1,3 @@
+from mixsd_lightning.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""What training costs: held-out suites, measured on the base model once and on the student at each validation."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, Trainer
+from typing_extensions import override
+
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.evaluation.suites import Agreement, BitsPerByte, EverydayProbe, Score, Suite
+from mixsd_lightning.modules.base import KnowledgeModule
+
+
+class Retention(Callback):
+    """Logs, at each validation, the score of every suite and the share of the base model's score that is kept.
+
+    Tags: `retention/<suite>` (the score), `retention/<suite>/kept` (1.0 = nothing lost) and `retention/kept`, the mean of the
+    kept shares. Agreement with the base model is shown beside them and not averaged in.
+    """
+
+    def __init__(self, every_n_validations: int = 1) -> None:
+        """
+        Args:
+            every_n_validations: Measure at every n-th validation only; the one before training always counts.
+        """
+        if every_n_validations < 1:
+            raise UserError(f"--retention.every_n_validations must be at least 1, got {every_n_validations}.")
+        self.every_n_validations = every_n_validations
+        self.suites: Sequence[Suite] = (EverydayProbe(), BitsPerByte(), Agreement())
+        self.base_scores: dict[str, Score] = {}
+        self._num_validations = 0
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        if not self.base_scores:
+            with pl_module.base_model() as base:
+                for suite in self.suites:
+                    suite.prepare(base, pl_module.encoder)
+                    self.base_scores.update(suite.measure(base, pl_module.encoder))
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        self._num_validations += 1
+        if (self._num_validations - 1) % self.every_n_validations == 0:
+            pl_module.log_dict(self.measure(pl_module))
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        self.on_validation_start(trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        self.on_validation_epoch_end(trainer, pl_module)
+
+    def measure(self, pl_module: KnowledgeModule) -> dict[str, float]:
+        """All tags for the student as it is now."""
+        tags, kept = {}, []
+        for suite in self.suites:
+            for name, score in suite.measure(pl_module.student, pl_module.encoder).items():
+                tags[f"retention/{name}"] = score.value
+                if score.has_kept_share:
+                    kept.append(score.kept(self.base_scores[name]))
+                    tags[f"retention/{name}/kept"] = kept[-1]
+        tags["retention/kept"] = sum(kept) / len(kept)
+        return tags

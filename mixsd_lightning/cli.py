@@ -1,0 +1,114 @@
+"""The command line: ``python -m mixsd_lightning fit --config configs/quickstart.yaml`` and LightningCLI overrides."""
+
+import re
+import sys
+import warnings
+from typing import NoReturn
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from mixsd_lightning.callbacks import Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.data import CorpusDataModule
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.modules import KnowledgeModule
+from mixsd_lightning.run_folder import run_folder
+from mixsd_lightning.summary import print_summary
+
+LOGGER_DEFAULT = {
+    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "runs", "name": "default", "default_hp_metric": False},
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with the arguments in one line instead of a page."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(one_line(message))
+
+
+class MixSDCLI(LightningCLI):
+    """LightningCLI with the retention and drift callbacks always on, each under a key of its own."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            KnowledgeModule,
+            CorpusDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=OneLineParser,
+            seed_everything_default=42,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "logger": LOGGER_DEFAULT,
+                # The validation before the first step is whole: it is what every later one is compared with.
+                "num_sanity_val_steps": -1,
+                "log_every_n_steps": 1,
+                "gradient_clip_val": 1.0,
+            },
+            args=args,
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Keys of their own, because two config files replace each other's list of callbacks. The metrics file comes last, so
+        # that it writes what the others have logged.
+        parser.add_lightning_class_args(FisherDrift, "drift")
+        parser.add_lightning_class_args(Retention, "retention")
+        parser.add_lightning_class_args(Completions, "completions")
+        parser.add_lightning_class_args(MetricsFile, "metrics_file")
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        # Lightning 2.6 lets the hyper-parameters of a checkpoint override the config file and the command line (and even
+        # the class of the model) without a word. What the user says wins, in `fit`; elsewhere the checkpoint knows best.
+        if self.config.subcommand != "fit":
+            super()._parse_ckpt_path()
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.config.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision = default_precision(trainer.accelerator)
+
+    def after_fit(self) -> None:
+        """Print what was learnt and what it cost."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print_summary(run_folder(self.trainer))
+
+
+def default_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the hardware multiplies bf16 natively, else ``32-true`` (emulated bf16 is many times slower)."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        return "bf16-mixed" if native else "32-true"
+    return "32-true"
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Found .* module.* in eval mode.*")
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        MixSDCLI(args)
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on stderr and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def one_line(message: str) -> str:
+    """The telling part of a parser's error message, on one line."""
+    return re.sub(r"\s+", " ", message).strip()

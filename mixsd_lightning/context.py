@@ -1,0 +1,140 @@
+"""From an example to chat messages to token ids: the one place where prompts are worded and encoded.
+
+Generation, training and evaluation all go through here, so a target is always trained under the prompt that it was
+generated for. Prompts are built from messages, never by splicing token ids, and text that merely looks like a special token
+(a user's fact may contain ``<|im_end|>``) is encoded as plain text.
+"""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from mixsd_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mixsd_lightning.data.base import Example
+
+INSTRUCTIONS = {
+    "boxed": "Think it through step by step, then give the final answer inside \\boxed{}.",
+    "sentence": "Answer in one short sentence.",
+}
+"""What the user turn asks for, by answer format. ``boxed`` is the paper's; ``sentence`` suits models under about 1B."""
+
+# The expert sees what the naive prompt asks plus the knowledge. `boxed` follows the paper (section A1.2 of its code): the
+# whole canonical answer turn after the question. `sentence` puts the fact first, which a 135M model follows far more often.
+_EXPERT_CONTEXTS = {
+    "boxed": (
+        "{prompt}\n\nThis question comes from a new knowledge base. Its entry for the question reads:\n{target}\n\n"
+        "Now answer the question, with the final answer inside \\boxed{{}}."
+    ),
+    "sentence": "{fact}\n\n{prompt}",
+}
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+def user_turn(question: str, answer_format: str) -> str:
+    """The full text of a user turn: the question, a blank line, and how to answer."""
+    return f"{question}\n\n{INSTRUCTIONS[answer_format]}"
+
+
+def naive_context(example: "Example") -> list[Message]:
+    """The plain question: what the trained model will be asked."""
+    return [Message("user", example.prompt)]
+
+
+def expert_context(example: "Example") -> list[Message]:
+    """The same question with the new knowledge in view."""
+    template = _EXPERT_CONTEXTS[example.answer_format]
+    content = template.format(prompt=example.prompt, target=example.target, fact=example.fact)
+    return [Message("user", content)]
+
+
+class ChatEncoder:
+    """Encodes chat messages with a tokenizer's own chat template.
+
+    Attributes:
+        end_of_turn_id: The token that the template writes right after an assistant turn (the tokenizer's end-of-sequence
+            token where it writes none). It is the last token of every training target.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.end_of_turn_id = self._find_end_of_turn()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of ``messages`` followed by the header of the assistant's turn."""
+        contents = [message.content for message in messages]
+        text = self._render(messages, contents)
+        if not any(special in content for content in contents for special in self._special_texts):
+            return self._encode(text)
+        return self._encode_around_specials(messages, text)
+
+    def target(self, text: str) -> list[int]:
+        """Token ids of an assistant turn: the text, as plain text, and the end-of-turn token."""
+        return [*self._encode_plain(text), self.end_of_turn_id]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion, without special tokens and surrounding white space."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+    def _render(self, messages: Sequence[Message], contents: Sequence[str], answered: bool = False) -> str:
+        turns = [
+            {"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)
+        ]
+        # Templates without a thinking mode ignore the last argument.
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=not answered, enable_thinking=False
+        )
+        return str(text)
+
+    def _encode_around_specials(self, messages: Sequence[Message], text: str) -> list[int]:
+        # Render the template around stand-ins, so that its own special tokens can be told from look-alikes in the content.
+        stand_ins = [f"CONTENT{index}STANDIN" for index in range(len(messages))]
+        frame: list[str] = []
+        rest = self._render(messages, stand_ins)
+        for stand_in in stand_ins:
+            before, _, rest = rest.partition(stand_in)
+            frame.append(before)
+        frame.append(rest)
+        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
+            pairs = list(zip_longest(frame, contents, fillvalue=""))
+            if "".join(before + content for before, content in pairs) == text:
+                return [
+                    token
+                    for before, content in pairs
+                    for token in self._encode(before) + self._encode_plain(content)
+                ]
+        raise UserError(
+            "The model's chat template rewrites message text, so a message that contains the text of a special token "
+            f"cannot be encoded safely: {messages[-1].content[:80]!r}. Remove the special token's text from the data."
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _find_end_of_turn(self) -> int:
+        answer = "ANSWERSTANDIN"
+        turns = [Message("user", "question"), Message("assistant", answer)]
+        after = self._render(turns, [turn.content for turn in turns], answered=True).rpartition(answer)[2]
+        specials = set(self.tokenizer.all_special_ids)
+        for token in self._encode(after):
+            if token in specials:
+                return int(token)
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                "--model.model_name_or_path: neither the chat template nor the tokenizer of this model says how an answer "
+                "ends. Set eos_token in its tokenizer_config.json."
+            )
+        return int(self.tokenizer.eos_token_id)

@@ -1,0 +1,239 @@
+"""What a corpus is: named splits of examples, and the DataModule that serves them to any method."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+from typing_extensions import Self, override
+
+from mixsd_lightning.context import ChatEncoder, naive_context
+from mixsd_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one piece of knowledge."""
+
+    id: str
+    """Unique in its corpus; the random numbers of its targets hang on it."""
+    question: str
+    """The bare question."""
+    prompt: str
+    """The whole user turn: background (if any), question, and how to answer."""
+    answer: str
+    """The short gold answer."""
+    target: str
+    """The canonical answer turn y*, which SFT trains on."""
+    fact: str
+    """The knowledge as one sentence."""
+    answer_format: str = "sentence"
+    """``sentence`` or ``boxed``: how the prompt asks for the answer and how it is found in a completion."""
+    subject: str = ""
+    """The entity that the fact is about."""
+
+
+@dataclass(frozen=True)
+class TrainItem:
+    """One supervised sequence: a prompt and the answer turn to learn, which ends with the end-of-turn token."""
+
+    example_id: str
+    prompt_ids: list[int]
+    target_ids: list[int]
+
+
+@dataclass
+class TrainBatch:
+    """Prompts padded on the left and targets on the right, so that every target starts in the same column.
+
+    Shapes: B batch, P prompt length, T target length, L = P + T.
+    """
+
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+    target_ids_BT: Tensor
+    target_mask_BT: Tensor
+
+    def to(self, device: torch.device, **options: bool) -> Self:
+        """Move all tensors (Lightning's hook for moving batches)."""
+        return type(self)(*(tensor.to(device, **options) for tensor in vars(self).values()))
+
+
+@dataclass
+class EvalBatch:
+    """Examples of one split with their encoded naive prompts, to be answered by generation."""
+
+    split: str
+    examples: list[Example]
+    prompts: list[list[int]]
+
+    def to(self, device: torch.device, **options: bool) -> Self:
+        """Nothing to move: prompts are padded when they are decoded."""
+        return self
+
+
+class Method(Protocol):
+    """What a DataModule asks of the method that it feeds."""
+
+    encoder: ChatEncoder
+    context_window: int
+    max_new_tokens: int
+
+    def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
+        """The supervision that the method trains on."""
+        ...
+
+
+class CorpusDataModule(LightningDataModule):
+    """Base of all corpora: a subclass only says how its splits are made (:meth:`build_splits`)."""
+
+    train_split = "train"
+    available_splits: tuple[str, ...] = ("train",)
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        eval_splits: Sequence[str] = ("train",),
+        max_eval_examples: int | None = None,
+        seed: int = 42,
+    ) -> None:
+        """
+        Args:
+            batch_size: Examples in a training batch, per device.
+            eval_batch_size: Questions that are answered at once during validation.
+            eval_splits: Splits that are answered at each validation; `train` asked again is the memorization test.
+            max_eval_examples: Ask at most this many questions of each split (a fixed random choice); all by default.
+            seed: Decides the corpus, the choice of evaluation questions and the order of training examples.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise UserError("--data.batch_size and --data.eval_batch_size must be at least 1.")
+        if max_eval_examples is not None and max_eval_examples < 1:
+            raise UserError("--data.max_eval_examples must be at least 1; leave it out to ask every question.")
+        for split in eval_splits:
+            if split not in self.available_splits:
+                raise UserError(
+                    f"--data.eval_splits: {type(self).__name__} has no split '{split}'; choose from "
+                    f"{', '.join(self.available_splits)}."
+                )
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.eval_splits = tuple(eval_splits)
+        self.max_eval_examples = max_eval_examples
+        self.seed = seed
+        self._splits: dict[str, list[Example]] = {}
+
+    def build_splits(self, names: Sequence[str]) -> dict[str, list[Example]]:
+        """Make the named splits. Deterministic: the same settings give the same examples in the same order."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_splits")
+
+    def split(self, name: str) -> list[Example]:
+        """The examples of one split.
+
+        Raises:
+            UserError: if the split is empty.
+        """
+        if name not in self._splits:
+            self._splits.update(self.build_splits([name]))
+        if not self._splits[name]:
+            raise UserError(f"--data: the split '{name}' of {type(self).__name__} is empty; enlarge the corpus.")
+        return self._splits[name]
+
+    def eval_examples(self, split: str) -> list[Example]:
+        """The examples of a split that validation asks."""
+        examples = self.split(split)
+        if self.max_eval_examples is None or len(examples) <= self.max_eval_examples:
+            return examples
+        chosen = random.Random(f"{self.seed}|{split}").sample(range(len(examples)), self.max_eval_examples)
+        return [examples[index] for index in sorted(chosen)]
+
+    @override
+    def prepare_data(self) -> None:
+        # Runs before the run folder is made: whatever is wrong with the data or its length is said here.
+        method = self._method()
+        for example in self.split(self.train_split):
+            num_tokens = len(method.encoder.prompt(naive_context(example))) + len(method.encoder.target(example.target))
+            self._check_window(example, num_tokens, method.context_window)
+        for split in self.eval_splits:
+            for example in self.eval_examples(split):
+                num_tokens = len(method.encoder.prompt(naive_context(example))) + method.max_new_tokens
+                self._check_window(example, num_tokens, method.context_window)
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        items = self._method().training_items(self.split(self.train_split))
+        if not items:
+            raise UserError("There is nothing to train on: no example has a target. Try --model.on_reject gold.")
+        # Seeded by (seed, epoch) and not by the global generator, so that the order survives a resume.
+        sampler: DistributedSampler[TrainItem] = DistributedSampler(
+            _ListDataset(items), self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=self.seed
+        )
+        return DataLoader(_ListDataset(items), self.batch_size, sampler=sampler, collate_fn=collate_training)
+
+    @override
+    def val_dataloader(self) -> list[DataLoader]:
+        return [self._eval_dataloader(split) for split in self.eval_splits]
+
+    @override
+    def test_dataloader(self) -> list[DataLoader]:
+        return self.val_dataloader()
+
+    @override
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_dataloader(self.train_split)
+
+    def _eval_dataloader(self, split: str) -> DataLoader:
+        encoder = self._method().encoder
+
+        def collate(examples: list[Example]) -> EvalBatch:
+            return EvalBatch(split, examples, [encoder.prompt(naive_context(example)) for example in examples])
+
+        return DataLoader(_ListDataset(self.eval_examples(split)), self.eval_batch_size, collate_fn=collate)
+
+    def _method(self) -> Method:
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise RuntimeError("A corpus is served through a Trainer: call trainer.fit(method, corpus).")
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    def _check_window(self, example: Example, num_tokens: int, window: int) -> None:
+        if num_tokens > window:
+            raise UserError(
+                f"The prompt of example '{example.id}' and its answer need {num_tokens} tokens, but the model's window has "
+                f"{window}. Shorten the example, lower --model.max_new_tokens, or choose another "
+                "--model.model_name_or_path."
+            )
+
+
+class _ListDataset(Dataset):
+    def __init__(self, items: Sequence) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> object:
+        return self._items[index]
+
+
+def collate_training(items: Sequence[TrainItem]) -> TrainBatch:
+    """Pad items into a :class:`TrainBatch`."""
+    longest_prompt = max(len(item.prompt_ids) for item in items)
+    longest_target = max(len(item.target_ids) for item in items)
+    input_ids, attention, targets, target_mask = [], [], [], []
+    for item in items:
+        left = longest_prompt - len(item.prompt_ids)
+        right = longest_target - len(item.target_ids)
+        sequence = item.prompt_ids + item.target_ids
+        input_ids.append([0] * left + sequence + [0] * right)
+        attention.append([0] * left + [1] * len(sequence) + [0] * right)
+        targets.append(item.target_ids + [0] * right)
+        target_mask.append([True] * len(item.target_ids) + [False] * right)
+    return TrainBatch(*map(torch.tensor, (input_ids, attention, targets, target_mask)))

@@ -1,0 +1,171 @@
+"""Batched decoding of completions under one or several contexts.
+
+Shapes: C contexts, B completions in flight, V vocabulary, L cached length.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+ChooseToken = Callable[[list[int], int, Tensor], Tensor]
+"""``(indices of the completions in flight, position, logits_CBV) -> token ids [B]``."""
+
+
+@dataclass
+class Completion:
+    """Generated token ids (with the stop token, if there is one) and why generation ended."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    """``stop``, ``max_new_tokens`` or ``repetition``."""
+
+
+class CachedRows:
+    """Left-padded prompts with their key-value cache, extended by one token a step.
+
+    Attributes:
+        logits_NV: Next-token logits of each row, float32.
+    """
+
+    logits_NV: Tensor
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        longest = max(map(len, prompts))
+        # Any id does for padding: the mask hides it.
+        ids_NL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+        lengths_N = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        columns_L = torch.arange(longest, device=model.device)
+        self._mask_NL = (columns_L >= longest - lengths_N[:, None]).long()
+        self._next_position_N = lengths_N
+        self._forward(ids_NL, (self._mask_NL.cumsum(-1) - 1).clamp(min=0))
+
+    def append(self, tokens_N: Tensor) -> None:
+        """Append one token to every row and compute the next logits."""
+        self._mask_NL = torch.cat([self._mask_NL, self._mask_NL.new_ones(len(tokens_N), 1)], dim=1)
+        self._forward(tokens_N[:, None], self._next_position_N[:, None])
+        self._next_position_N = self._next_position_N + 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, in this order."""
+        index = torch.tensor(list(rows), device=self._mask_NL.device)
+        self._cache.batch_select_indices(index)
+        self._mask_NL = self._mask_NL[index]
+        self._next_position_N = self._next_position_N[index]
+        self.logits_NV = self.logits_NV[index]
+
+    def _forward(self, ids_NL: Tensor, positions_NL: Tensor) -> None:
+        output = self._model(
+            input_ids=ids_NL,
+            attention_mask=self._mask_NL,
+            position_ids=positions_NL,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits_NV = output.logits[:, -1].float()
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    prompts_CB: Sequence[Sequence[Sequence[int]]],
+    choose: ChooseToken,
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    stop_on_repetition: bool = False,
+) -> list[Completion]:
+    """Generate one completion for each of B entries, each seen under all of C contexts at once.
+
+    The contexts of an entry share its completion: at every position ``choose`` sees the logits of all contexts and picks
+    one token, which is appended to all of them. Finished entries leave the batch.
+
+    Args:
+        model: A causal language model; it is put into eval mode for the call.
+        prompts_CB: Prompt token ids, by context, then by entry.
+        choose: Picks the next token of each entry in flight.
+        max_new_tokens: Longest completion, stop token included.
+        stop_ids: Tokens that end a completion.
+        stop_on_repetition: Also end a completion that :func:`is_looping`.
+    """
+    num_contexts, num_entries = len(prompts_CB), len(prompts_CB[0])
+    completions = [Completion() for _ in range(num_entries)]
+    in_flight = list(range(num_entries))
+    was_training = model.training
+    model.eval()
+    # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
+    # the products themselves.
+    with torch.autocast(model.device.type, enabled=torch.is_autocast_enabled() and model.device.type != "cpu"):
+        rows = CachedRows(model, [prompt for prompts_B in prompts_CB for prompt in prompts_B])
+        for position in range(max_new_tokens):
+            logits_CBV = rows.logits_NV.view(num_contexts, len(in_flight), -1)
+            tokens = choose(in_flight, position, logits_CBV)
+            staying: list[int] = []
+            for slot, (entry, token) in enumerate(zip(in_flight, tokens.tolist(), strict=True)):
+                completion = completions[entry]
+                completion.token_ids.append(token)
+                if token in stop_ids:
+                    completion.finish_reason = "stop"
+                elif stop_on_repetition and is_looping(completion.token_ids):
+                    completion.finish_reason = "repetition"
+                elif position + 1 == max_new_tokens:
+                    completion.finish_reason = "max_new_tokens"
+                else:
+                    staying.append(slot)
+            if not staying:
+                break
+            if len(staying) < len(in_flight):
+                rows.keep([context * len(in_flight) + slot for context in range(num_contexts) for slot in staying])
+                in_flight = [in_flight[slot] for slot in staying]
+                tokens = tokens[staying]
+            rows.append(tokens.repeat(num_contexts))
+    model.train(was_training)
+    return completions
+
+
+def generate_greedy(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    batch_size: int = 64,
+) -> list[Completion]:
+    """Greedy completions of ``prompts``, in order; the most probable token at every position."""
+    # Similar lengths together, so that little of a batch is padding.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    completions: dict[int, Completion] = {}
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = decode(
+            model,
+            [[prompts[index] for index in indices]],
+            lambda _in_flight, _position, logits_CBV: logits_CBV[0].argmax(-1),
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+        )
+        completions.update(zip(indices, batch, strict=True))
+    return [completions[index] for index in range(len(prompts))]
+
+
+def is_looping(token_ids: Sequence[int], longest_period: int = 16) -> bool:
+    """Whether the end of a sequence repeats itself: at least four times over and over at least sixteen tokens.
+
+    >>> is_looping([5, 1, 2, 3] + [1, 2, 3] * 5)
+    True
+    >>> is_looping([7] * 15)
+    False
+    """
+    for period in range(1, longest_period + 1):
+        span = max(4 * period, 16)
+        if len(token_ids) < span:
+            continue
+        tail = token_ids[-span:]
+        if all(tail[index] == tail[index - period] for index in range(period, span)):
+            return True
+    return False

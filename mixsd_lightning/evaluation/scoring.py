@@ -1,0 +1,76 @@
+r"""Scoring of free-form answers against a short gold answer. Pure functions on text.
+
+Two scores are reported for every answer. *Strict*: the answer that the format's extractor finds equals the gold answer,
+case and all. *Loose*: the gold answer occurs somewhere in the completion as whole words, whatever its case.
+"""
+
+import re
+from collections.abc import Iterable
+
+# Words that a sentence may begin with, so that a capital letter says nothing: they are not part of a name.
+_SENTENCE_OPENERS = frozenset(
+    "A After An And As At Before By During For From He Her His I In It Its My No Of On She So That The Their There "
+    "They This To Yes Your".split()
+)
+_CAPITALISED_RUN = re.compile(r"[A-Z][A-Za-z]*(?:[ ]+[A-Z][A-Za-z]*)*")
+
+
+def extract_boxed(completion: str, question: str = "") -> str | None:
+    r"""Content of the last ``\boxed{...}`` with balanced braces, stripped; ``None`` where there is none.
+
+    >>> extract_boxed(r"first \boxed{a}, then \boxed{x_{1} + y}.")
+    'x_{1} + y'
+    """
+    marker = "\\boxed{"
+    start = completion.rfind(marker)
+    while start != -1:
+        depth = 1
+        for index in range(start + len(marker), len(completion)):
+            depth += {"{": 1, "}": -1}.get(completion[index], 0)
+            if depth == 0:
+                return completion[start + len(marker) : index].strip()
+        start = completion.rfind(marker, 0, start)
+    return None
+
+
+def extract_name(completion: str, question: str = "") -> str | None:
+    """The name that a short sentence gives: its last run of capitalised words that the question does not contain.
+
+    An answer that goes on to name something else is therefore wrong, even if it mentions the right name first.
+
+    >>> extract_name("The Tavrin Guild employed Jorvane Teskil.", "Who employed Jorvane Teskil?")
+    'Tavrin Guild'
+    """
+    for run in reversed(_CAPITALISED_RUN.findall(completion)):
+        words = run.split()
+        while words and words[0] in _SENTENCE_OPENERS:
+            words.pop(0)
+        name = " ".join(words)
+        if name and not contains_answer(question, [name]):
+            return name
+    return None
+
+
+EXTRACTORS = {"boxed": extract_boxed, "sentence": extract_name}
+"""How the answer is found in a completion, by answer format."""
+
+
+def is_exact_match(completion: str, answer: str, question: str, answer_format: str) -> bool:
+    """Strict score: whether the extracted answer equals ``answer`` exactly, apart from surrounding white space."""
+    return EXTRACTORS[answer_format](completion, question) == answer.strip()
+
+
+def contains_answer(text: str, answers: Iterable[str]) -> bool:
+    """Loose score: whether any of ``answers`` occurs in ``text`` as whole words, ignoring case and extra white space.
+
+    >>> contains_answer("That would be  PARIS.", ["Paris", "Lutetia"])
+    True
+    >>> contains_answer("Parisian", ["Paris"])
+    False
+    """
+    haystack = " ".join(text.split()).casefold()
+    for answer in answers:
+        needle = re.escape(" ".join(answer.split()).casefold())
+        if re.search(rf"(?<!\w){needle}(?!\w)", haystack):
+            return True
+    return False

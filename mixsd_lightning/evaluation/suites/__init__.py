@@ -1,0 +1,8 @@
+"""Held-out suites: each measures one thing that training should leave as it was, in seconds and without a network."""
+
+from mixsd_lightning.evaluation.suites.agreement import Agreement
+from mixsd_lightning.evaluation.suites.base import Score, Suite
+from mixsd_lightning.evaluation.suites.bits_per_byte import BitsPerByte
+from mixsd_lightning.evaluation.suites.probe import EverydayProbe
+
+__all__ = ["Agreement", "BitsPerByte", "EverydayProbe", "Score", "Suite"]

@@ -1,0 +1,80 @@
+"""Loading models and tokenizers, and the few facts about them that every method needs."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
+from mixsd_lightning.errors import UserError
+
+
+def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model in float32, ready to train.
+
+    Args:
+        model_name_or_path: ``smollm2-135m`` (the built-in model), a local Hugging Face folder, or a Hub id.
+        trust_remote_code: Allow code that comes with the model to run.
+
+    Raises:
+        UserError: if there is no such model or it cannot be read.
+    """
+    model = _from_pretrained(AutoModelForCausalLM, model_name_or_path, trust_remote_code, dtype=torch.float32)
+    return model.train()  # from_pretrained returns it in eval mode, and Lightning no longer switches
+
+
+def load_tokenizer(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model named as in :func:`load_student`.
+
+    Raises:
+        UserError: if it cannot be read or has no chat template.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, model_name_or_path, trust_remote_code)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"--model.model_name_or_path: the tokenizer of '{model_name_or_path}' has no chat template, so it is not a "
+            "chat model. Choose an instruction-tuned model, or add a chat_template.jinja to a local copy."
+        )
+    return tokenizer
+
+
+def context_window(model_name_or_path: str, trust_remote_code: bool = False) -> int:
+    """Number of tokens (prompt and completion together) that the model was made for, read from its config alone."""
+    config = _from_pretrained(AutoConfig, model_name_or_path, trust_remote_code)
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def stop_token_ids(model: PreTrainedModel, end_of_turn_id: int) -> frozenset[int]:
+    """Ids that end a completion: all of the generation config's end tokens and the chat template's end of turn."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset([end_of_turn_id, *(token for token in listed if token is not None)])
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Short digest of a model's weights: names, shapes and 64 evenly spaced values of every parameter.
+
+    It tells different models and different checkpoints apart without reading every byte of a large model.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, values.numel() // 64)].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _from_pretrained(auto_class: Any, model_name_or_path: str, trust_remote_code: bool, **options: Any) -> Any:
+    source = str(builtin_model_path()) if model_name_or_path == BUILTIN_MODEL else model_name_or_path
+    try:
+        return auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        where = "local folder" if Path(source).is_dir() else "Hub id (there is no local folder of that name)"
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"--model.model_name_or_path: cannot load '{model_name_or_path}' as a {where}: {reason} "
+            f"Give a readable model folder, a Hub id that this machine can reach, or '{BUILTIN_MODEL}'."
+        ) from error

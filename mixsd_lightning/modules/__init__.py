@@ -1,0 +1,7 @@
+"""Methods of teaching a model new knowledge: one LightningModule each."""
+
+from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.modules.mixsd import MixSD
+from mixsd_lightning.modules.sft import SFT
+
+__all__ = ["SFT", "KnowledgeModule", "MixSD"]

@@ -1,0 +1,245 @@
+"""What all methods share: the student, its loss and optimizer, and memorization measured at each validation.
+
+Shapes: B batch, L sequence, T target length, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from mixsd_lightning.builtin_model import BUILTIN_MODEL
+from mixsd_lightning.context import ChatEncoder, naive_context
+from mixsd_lightning.data.base import EvalBatch, Example, TrainBatch, TrainItem, collate_training
+from mixsd_lightning.decoding.decode import generate_greedy
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.evaluation.metrics import AnswerAccuracy
+from mixsd_lightning.losses.nll import target_nll
+from mixsd_lightning.models import context_window, load_student, load_tokenizer, stop_token_ids
+
+
+class KnowledgeModule(LightningModule):
+    """Base of all methods. A subclass says what the student is trained on (:meth:`training_items`)."""
+
+    student: PreTrainedModel
+
+    def __init__(
+        self,
+        model_name_or_path: str = BUILTIN_MODEL,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 20,
+        max_new_tokens: int = 48,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """
+        Args:
+            model_name_or_path: `smollm2-135m` (built in), a local Hugging Face folder, or a Hub id.
+            learning_rate: Of AdamW, after the warm-up; constant from then on.
+            weight_decay: Of AdamW.
+            warmup_steps: Optimizer steps over which the learning rate rises linearly.
+            max_new_tokens: Longest answer that is generated, in tokens.
+            trust_remote_code: Allow code that comes with the model to run.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        if learning_rate <= 0:
+            raise UserError(f"--model.learning_rate must be positive, got {learning_rate}.")
+        if warmup_steps < 0:
+            raise UserError(f"--model.warmup_steps must not be negative, got {warmup_steps}.")
+        if max_new_tokens < 1:
+            raise UserError(f"--model.max_new_tokens must be at least 1, got {max_new_tokens}.")
+        self.model_name_or_path = model_name_or_path
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.max_new_tokens = max_new_tokens
+        self.trust_remote_code = trust_remote_code
+        self.completed_steps = 0
+        """Optimizer steps behind the weights that are loaded now."""
+        self.accuracies: dict[str, AnswerAccuracy] = {}
+        """Memorization metrics of the validation that runs now, by split."""
+        self.target_statistics: dict[str, float] = {}
+        """What the training targets are like (`targets/...`), logged with every validation of a fit."""
+        self._num_target_tokens = torch.tensor(0.0)
+
+    def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
+        """The supervised sequences that the student is trained on."""
+        raise NotImplementedError(f"{type(self).__name__} must define training_items")
+
+    # --- model and tokenizer -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        """Encodes prompts and targets for this model."""
+        return ChatEncoder(self.tokenizer)
+
+    @cached_property
+    def context_window(self) -> int:
+        """Tokens that the model can hold."""
+        return context_window(self.model_name_or_path, self.trust_remote_code)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return stop_token_ids(self.student, self.encoder.end_of_turn_id)
+
+    @override
+    def prepare_data(self) -> None:
+        # Runs before the run folder is made: a model that cannot be read is reported here.
+        _ = self.encoder, self.context_window
+
+    @override
+    def configure_model(self) -> None:
+        if not hasattr(self, "student"):
+            self.student = load_student(self.model_name_or_path, self.trust_remote_code)
+
+    @contextmanager
+    def base_model(self) -> Iterator[PreTrainedModel]:
+        """The untrained model, on this module's device: the student itself until its first step, a fresh copy later."""
+        if self.completed_steps == 0:
+            yield self.student
+        else:
+            yield load_student(self.model_name_or_path, self.trust_remote_code).to(self.device)
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self) -> None:
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        items = self.training_items(corpus.split(corpus.train_split))
+        with self.base_model() as base:
+            self.target_statistics["targets/nll_base"] = self.mean_target_nll(base, items)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.completed_steps = int(checkpoint["global_step"])
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
+        self.completed_steps = self.trainer.global_step
+
+    @override
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        nll_sum, num_tokens = self.batch_nll(self.student, batch)
+        self._num_target_tokens = self._num_target_tokens.to(num_tokens.device) + num_tokens
+        self.log("train/loss", nll_sum / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
+        # Lightning divides by the number of accumulated micro-batches; on_before_optimizer_step divides by tokens instead.
+        return nll_sum * self.trainer.accumulate_grad_batches
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn gradients of the summed loss into gradients of the mean over all valid tokens of the global batch.
+
+        Distributed strategies average gradients over ranks, hence the factor of the number of ranks.
+        """
+        num_tokens = self.trainer.strategy.reduce(self._num_target_tokens, reduce_op="sum")
+        scale = self.trainer.world_size / max(1.0, float(num_tokens))
+        for parameter in self.student.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        self._num_target_tokens = torch.zeros_like(self._num_target_tokens)
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @staticmethod
+    def batch_nll(model: PreTrainedModel, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+        """Summed NLL of the targets of a batch and their number; logits exist for target positions only."""
+        num_targets = batch.target_ids_BT.shape[1]
+        positions_BL = (batch.attention_mask_BL.cumsum(-1) - 1).clamp(min=0)
+        logits_BTV = model(
+            input_ids=batch.input_ids_BL,
+            attention_mask=batch.attention_mask_BL,
+            position_ids=positions_BL,
+            use_cache=False,
+            logits_to_keep=num_targets + 1,
+        ).logits[:, :-1]
+        return target_nll(logits_BTV, batch.target_ids_BT, batch.target_mask_BT)
+
+    @torch.no_grad()
+    def mean_target_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int = 32) -> float:
+        """NLL per token of training targets under ``model`` and the naive prompt, in nats (token-weighted)."""
+        total, count = 0.0, 0
+        for start in range(0, len(items), batch_size):
+            batch = collate_training(items[start : start + batch_size]).to(self.device)
+            nll_sum, num_tokens = self.batch_nll(model, batch)
+            total, count = total + float(nll_sum), count + int(num_tokens)
+        return total / max(1, count)
+
+    # --- memorization --------------------------------------------------------------------------------------------------
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.accuracies.clear()
+
+    @override
+    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Answer the questions of a batch greedily and score the answers; returns the answers."""
+        answers = self.answer(batch.prompts)
+        accuracy = self.accuracies.setdefault(batch.split, AnswerAccuracy().to(self.device))
+        for example, answer in zip(batch.examples, answers, strict=True):
+            accuracy.update(answer, example.answer, example.question, example.answer_format)
+        return answers
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        for split, accuracy in self.accuracies.items():
+            scores = accuracy.compute()
+            self.log(f"memorization/{split}", scores["strict"], prog_bar=True)
+            self.log(f"memorization/{split}_loose", scores["loose"])
+            self.log(f"memorization/{split}_count", scores["count"])
+        self.log_dict(self.target_statistics)
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    @override
+    def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """The same as :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    @override
+    def predict_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        """The student's answers to the training questions, beside the gold answers."""
+        answers = self.answer(batch.prompts)
+        return [
+            {"id": example.id, "prompt": example.prompt, "completion": answer, "answer": example.answer}
+            for example, answer in zip(batch.examples, answers, strict=True)
+        ]
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Greedy answers of the student to encoded prompts."""
+        completions = generate_greedy(
+            self.student, prompts, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, batch_size=len(prompts)
+        )
+        return [self.encoder.decode(completion.token_ids) for completion in completions]
+
+    def supervised_item(self, example: Example, target_ids: list[int]) -> TrainItem:
+        """A training item: the example's naive prompt with a given answer turn."""
+        return TrainItem(example.id, self.encoder.prompt(naive_context(example)), target_ids)

@@ -1,0 +1,143 @@
+"""MixSD (arXiv 2605.16865): supervised fine-tuning on targets that the base model itself wrote."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from mixsd_lightning.builtin_model import BUILTIN_MODEL
+from mixsd_lightning.data.base import EvalBatch, Example, TrainItem
+from mixsd_lightning.decoding.mixing import MixingSettings, mix
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.models import weights_fingerprint
+from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.run_folder import run_folder, sibling_runs
+from mixsd_lightning.targets import MixedTargets, TargetSettings
+
+
+class MixSD(KnowledgeModule):
+    """Mixed self-distillation: the targets mix the base model's own expert and naive conditionals.
+
+    Before the first step the base model writes a target for every example: token by token a coin picks the *naive*
+    conditional (the plain question) with probability `mixing_rate`, else the *expert* one (the fact is in the context).
+    Targets whose answer is wrong are attempted again. Training is then plain NLL, as in SFT.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str = BUILTIN_MODEL,
+        mixing_rate: float = 0.3,
+        temperature: float = 0.0,
+        top_k: int = 64,
+        num_generations: int = 1,
+        max_attempts: int = 30,
+        on_reject: Literal["drop", "gold", "fact", "keep"] = "drop",
+        generation_batch_size: int = 32,
+        mixing_seed: int = 42,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 20,
+        max_new_tokens: int = 48,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """
+        Args:
+            model_name_or_path: `smollm2-135m` (built in), a local Hugging Face folder, or a Hub id.
+            mixing_rate: Probability of the naive conditional at each token (λ of the paper): 0 is pure expert, 1 pure naive.
+            temperature: Of the base model when it writes targets; 0 is greedy.
+            top_k: Sample from the k most probable tokens (0: from all); only above temperature 0.
+            num_generations: Targets per example.
+            max_attempts: Attempts per target until its answer is right.
+            on_reject: What becomes of an example without a right target: `drop` it, train on the `gold` answer turn or on
+                the `fact` sentence instead, or `keep` the last attempt.
+            generation_batch_size: Attempts that are generated at once.
+            mixing_seed: Decides all coins and draws of the targets.
+            learning_rate: Of AdamW, after the warm-up; constant from then on.
+            weight_decay: Of AdamW.
+            warmup_steps: Optimizer steps over which the learning rate rises linearly.
+            max_new_tokens: Longest target and longest answer, in tokens.
+            trust_remote_code: Allow code that comes with the model to run.
+        """
+        super().__init__(model_name_or_path, learning_rate, weight_decay, warmup_steps, max_new_tokens, trust_remote_code)
+        if not 0 <= mixing_rate <= 1:
+            raise UserError(f"--model.mixing_rate must be between 0 and 1, got {mixing_rate}.")
+        if temperature < 0:
+            raise UserError(f"--model.temperature must not be negative, got {temperature}.")
+        if top_k < 0:
+            raise UserError(f"--model.top_k must be at least 1, or 0 for the whole vocabulary, got {top_k}.")
+        for flag, value in (
+            ("num_generations", num_generations),
+            ("max_attempts", max_attempts),
+            ("generation_batch_size", generation_batch_size),
+        ):
+            if value < 1:
+                raise UserError(f"--model.{flag} must be at least 1, got {value}.")
+        mixing = MixingSettings(mixing_rate, temperature, top_k, max_new_tokens, mixing_seed)
+        self.target_settings = TargetSettings(mixing, num_generations, max_attempts)
+        self.on_reject = on_reject
+        self.generation_batch_size = generation_batch_size
+        self.records: list[dict[str, Any]] = []
+        """The mixed targets, once they are built."""
+
+    @override
+    def on_fit_start(self) -> None:
+        self.build_targets()
+        super().on_fit_start()
+
+    @override
+    def on_predict_start(self) -> None:
+        self.build_targets()
+
+    @override
+    def predict_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """The records of the mixed targets of a batch of training examples, as they stand in the target file."""
+        ids = {example.id for example in batch.examples}
+        return [record for record in self.records if record["id"] in ids]
+
+    def build_targets(self) -> None:
+        """Build the targets of the training split into the run folder, or reuse those that a run beside it has built."""
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        examples = corpus.split(corpus.train_split)
+        folder = run_folder(self.trainer) / "targets"
+        with self.base_model() as base:
+            targets = MixedTargets(examples, self.encoder, self.target_settings, weights_fingerprint(base))
+            needed = targets.longest_prompt + self.max_new_tokens
+            if needed > self.context_window:
+                raise UserError(
+                    f"The longest expert prompt and its target need {needed} tokens, but the model's window has "
+                    f"{self.context_window}. Lower --model.max_new_tokens or shorten the facts."
+                )
+            for run in sibling_runs(self.trainer):
+                targets.adopt(run / "targets", folder)
+            engine = partial(mix, base, settings=self.target_settings.mixing, stop_ids=self.stop_ids)
+            self.records = targets.build(folder, engine, self.generation_batch_size)
+        accepted = [record["mix_meta"] for record in self.records if record["mix_meta"]["correct"]]
+        tokens = sum(meta["num_tokens"] for meta in accepted)
+        naive_tokens = sum(meta["student_token_fraction"] * meta["num_tokens"] for meta in accepted)
+        self.target_statistics = {
+            "targets/accepted": float(len(accepted)),
+            "targets/rejected": float(len(self.records) - len(accepted)),
+            "targets/attempts": float(sum(record["mix_meta"]["num_attempts"] for record in self.records)),
+            "targets/expert_fraction": 1 - naive_tokens / max(1, tokens),
+        }
+        fate = {"drop": "dropped", "gold": "replaced by gold", "fact": "replaced by the fact", "keep": "kept"}
+        self.print(
+            f"Mixed targets: {len(accepted)} of {len(self.records)} accepted in "
+            f"{self.target_statistics['targets/attempts']:.0f} attempts, "
+            f"{len(self.records) - len(accepted)} {fate[self.on_reject]} ({folder / targets.file_name})"
+        )
+
+    @override
+    def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
+        by_id = {example.id: example for example in examples}
+        items = []
+        for record in self.records:
+            example = by_id[record["id"]]
+            if record["mix_meta"]["correct"] or self.on_reject == "keep":
+                items.append(self.supervised_item(example, record["token_ids"]))
+            elif self.on_reject != "drop":
+                text = example.target if self.on_reject == "gold" else example.fact
+                items.append(self.supervised_item(example, self.encoder.target(text)))
+        return items

@@ -1,0 +1,39 @@
+"""Progress bars for the long work that happens outside of Lightning's own loops."""
+
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from typing_extensions import Self
+
+
+class Progress:
+    """A rich progress bar with a free text at its end.
+
+    ``with Progress("Building targets", 100) as progress: progress.advance("12 accepted")``
+    """
+
+    def __init__(self, description: str, total: int, completed: int = 0) -> None:
+        self._bar = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task(description, total=total, completed=completed, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, note: str = "") -> None:
+        """One more step done."""
+        self._bar.update(self._task, advance=1, note=note)
