@@ -1,12 +1,15 @@
 """The command line: ``python -m mixsd_lightning fit --config configs/quickstart.yaml`` and LightningCLI overrides."""
 
+import difflib
+import inspect
 import re
 import sys
 import warnings
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
-from jsonargparse import set_parsing_settings
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -24,11 +27,15 @@ LOGGER_DEFAULT = {
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with the arguments in one line instead of a page."""
+    """Says what is wrong with the arguments in one line instead of a page, and takes no abbreviations for options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(one_line(message))
+        fail(explain(message))
 
 
 class MixSDCLI(LightningCLI):
@@ -71,9 +78,12 @@ class MixSDCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        trainer = self.config[self.config.subcommand].trainer
-        if trainer.precision is None:
-            trainer.precision = default_precision(trainer.accelerator)
+        config = self.config[self.config.subcommand]
+        if config.trainer.precision is None:
+            config.trainer.precision = default_precision(config.trainer.accelerator)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and checkpoint not in ("best", "last", "hpc", "registry") and not Path(checkpoint).exists():
+            raise UserError(f"--ckpt_path: there is no file or folder '{checkpoint}'; give a checkpoint of an earlier run.")
 
     def after_fit(self) -> None:
         """Print what was learnt and what it cost."""
@@ -95,12 +105,16 @@ def default_precision(accelerator: str) -> str:
 def main(args: ArgsType = None) -> None:
     """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*Found .* module.* in eval mode.*")
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         MixSDCLI(args)
-    except UserError as error:
-        fail(str(error))
+    except ValueError as error:
+        # The parser wraps what a constructor raises in an error of its own.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        fail(str(cause))
 
 
 def fail(message: str) -> NoReturn:
@@ -109,6 +123,41 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def one_line(message: str) -> str:
-    """The telling part of a parser's error message, on one line."""
-    return re.sub(r"\s+", " ", message).strip()
+def explain(message: str) -> str:
+    """A parser's error message as one line that says what to do."""
+    line = re.sub(r"\s+", " ", message).strip()
+    if unknown := re.search(r'Parser key "(model|data)":.*dot import path string: (\S+)', line):
+        key, name = unknown.groups()
+        choices = _subclasses(KnowledgeModule if key == "model" else CorpusDataModule)
+        kind = "method" if key == "model" else "corpus"
+        return f"--{key}: there is no {kind} '{name}'; choose from {', '.join(sorted(choices))}."
+    if unknown := re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", line):
+        near = difflib.get_close_matches(unknown.group(1).rpartition(".")[2], _options(), n=1)
+        hint = f" Did you mean {_options()[near[0]]}?" if near else ""
+        return f"there is no option '{unknown.group(1)}' here.{hint} --print_config shows every key."
+    if wrong := re.search(r'Parser key "([\w.]+)": (.+)', line):
+        name, problem = wrong.groups()
+        return f"{_options().get(name, name)}: {problem.rstrip('.')}. --print_config shows every key with its default."
+    return f"{line.rstrip('.')}. --help shows what is accepted."
+
+
+def _options() -> dict[str, str]:
+    """Name of an option -> its flag, for all methods, corpora and the trainer."""
+    owners = [("--trainer", Trainer)]
+    owners += [("--data", corpus) for corpus in _subclasses(CorpusDataModule).values()]
+    owners += [("--model", method) for method in _subclasses(KnowledgeModule).values()]
+    return {
+        option: f"{flag}.{option}"
+        for flag, owner in owners
+        for option in inspect.signature(owner.__init__).parameters
+        if option != "self"
+    }
+
+
+def _subclasses(base: type) -> dict[str, type]:
+    """Name -> class, for all subclasses of ``base`` that have been imported."""
+    found = {}
+    for subclass in base.__subclasses__():
+        found[subclass.__name__] = subclass
+        found.update(_subclasses(subclass))
+    return found

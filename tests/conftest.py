@@ -1,0 +1,87 @@
+"""A tiny random chat model on disk: unit tests need no download."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from mixsd_lightning.builtin_model import BUILTIN_MODEL
+from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning.models import load_student, load_tokenizer
+
+# The suite runs in parallel processes, and two threads each would wait for one another.
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: 256 bytes and three special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>"
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+def make_tiny_model(folder: Path, seed: int = 0) -> None:
+    """Write a random two-layer Llama and its tokenizer."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            # Large enough that the random distributions differ between contexts and are far from ties.
+            initializer_range=0.3,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny-model")
+    make_tiny_model(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_model(tiny_model_path: str) -> PreTrainedModel:
+    return load_student(tiny_model_path)
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_model_path: str) -> ChatEncoder:
+    return ChatEncoder(load_tokenizer(tiny_model_path))
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> PreTrainedModel:
+    return load_student(BUILTIN_MODEL)
+
+
+@pytest.fixture(scope="session")
+def builtin_encoder() -> ChatEncoder:
+    return ChatEncoder(load_tokenizer(BUILTIN_MODEL))
