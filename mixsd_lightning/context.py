@@ -87,9 +87,7 @@ class ChatEncoder:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
     def _render(self, messages: Sequence[Message], contents: Sequence[str], answered: bool = False) -> str:
-        turns = [
-            {"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)
-        ]
+        turns = [{"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)]
         # Templates without a thinking mode ignore the last argument.
         text = self.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=not answered, enable_thinking=False
@@ -108,11 +106,7 @@ class ChatEncoder:
         for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
             pairs = list(zip_longest(frame, contents, fillvalue=""))
             if "".join(before + content for before, content in pairs) == text:
-                return [
-                    token
-                    for before, content in pairs
-                    for token in self._encode(before) + self._encode_plain(content)
-                ]
+                return [token for before, content in pairs for token in self._encode(before) + self._encode_plain(content)]
         raise UserError(
             "The model's chat template rewrites message text, so a message that contains the text of a special token "
             f"cannot be encoded safely: {messages[-1].content[:80]!r}. Remove the special token's text from the data."

@@ -41,7 +41,7 @@ def print_summary(folder: Path) -> None:
         total = after["targets/accepted"] + after["targets/rejected"]
         console.print(
             f"Mixed targets: {after['targets/accepted']:.0f} of {total:.0f} accepted in "
-            f"{after['targets/attempts']:.0f} attempts, {after['targets/expert_fraction']:.0%} of tokens from the expert."
+            f"{after['targets/attempts']:.0f} attempts."
         )
     if "targets/nll_base" in after:
         console.print(f"Targets under the base model: {after['targets/nll_base']:.2f} nats a token.")

@@ -168,9 +168,7 @@ class MixedTargets:
     def _next_attempts(self, work: _Work, count: int) -> range:
         return range(work.next_attempt, min(work.next_attempt + count, self._settings.attempts + 1))
 
-    def _first_accepted(
-        self, work: _Work, attempts: Sequence[tuple[MixingRequest, MixedCompletion]]
-    ) -> dict[str, Any] | None:
+    def _first_accepted(self, work: _Work, attempts: Sequence[tuple[MixingRequest, MixedCompletion]]) -> dict[str, Any] | None:
         for request, completion in attempts:
             text = self._encoder.decode(completion.token_ids)
             accepted = is_accepted(work.example, text, completion.finish_reason)

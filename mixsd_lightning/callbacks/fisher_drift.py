@@ -30,9 +30,7 @@ class FisherDrift(Callback):
             num_sequences: Held-out paragraphs for the Fisher estimate, at most 24; one backward pass each.
         """
         if not 1 <= num_sequences <= len(held_out_paragraphs()):
-            raise UserError(
-                f"--drift.num_sequences must be between 1 and {len(held_out_paragraphs())}, got {num_sequences}."
-            )
+            raise UserError(f"--drift.num_sequences must be between 1 and {len(held_out_paragraphs())}, got {num_sequences}.")
         self.num_sequences = num_sequences
         self._origin: dict[str, Tensor] = {}
         self._fisher: dict[str, Tensor] = {}
@@ -87,7 +85,9 @@ def diagonal_fisher(model: PreTrainedModel, encoder: ChatEncoder, texts: tuple[s
     :math:`F_i = \frac1N \sum_n \left(\partial \log p(y_n) / \partial\theta_i\right)^2`, with the gradient of one whole
     sequence squared at a time: squaring the gradient of a batch would be another, much smaller quantity.
     """
-    fisher = {name: torch.zeros_like(parameter, dtype=torch.float32, device="cpu") for name, parameter in model.named_parameters()}
+    fisher = {
+        name: torch.zeros_like(parameter, dtype=torch.float32, device="cpu") for name, parameter in model.named_parameters()
+    }
     hooks = []
     for name, parameter in model.named_parameters():
 

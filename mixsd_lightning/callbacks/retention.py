@@ -8,6 +8,7 @@ from typing_extensions import override
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites import Agreement, BitsPerByte, EverydayProbe, Score, Suite
 from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.progress import Progress
 
 
 class Retention(Callback):
@@ -30,12 +31,13 @@ class Retention(Callback):
         self._num_validations = 0
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        self.measure_base(pl_module)
+
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
         if not self.base_scores:
-            with pl_module.base_model() as base:
-                for suite in self.suites:
-                    suite.prepare(base, pl_module.encoder)
-                    self.base_scores.update(suite.measure(base, pl_module.encoder))
+            self.measure_base(pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
@@ -51,14 +53,26 @@ class Retention(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
         self.on_validation_epoch_end(trainer, pl_module)
 
+    def measure_base(self, pl_module: KnowledgeModule) -> None:
+        """Measure the base model, which all later scores are compared with."""
+        with pl_module.base_model() as base, Progress("Base model's skills", len(self.suites)) as progress:
+            for suite in self.suites:
+                suite.prepare(base, pl_module.encoder)
+                self.base_scores.update(suite.measure(base, pl_module.encoder))
+                progress.advance()
+
     def measure(self, pl_module: KnowledgeModule) -> dict[str, float]:
         """All tags for the student as it is now."""
+        scores = dict(self.base_scores)
+        if pl_module.completed_steps > 0:  # until then the student is the base model
+            for suite in self.suites:
+                scores.update(suite.measure(pl_module.student, pl_module.encoder))
         tags, kept = {}, []
-        for suite in self.suites:
-            for name, score in suite.measure(pl_module.student, pl_module.encoder).items():
-                tags[f"retention/{name}"] = score.value
-                if score.has_kept_share:
-                    kept.append(score.kept(self.base_scores[name]))
-                    tags[f"retention/{name}/kept"] = kept[-1]
+        for name, score in scores.items():
+            tags[f"retention/{name}"] = score.value
+            share = score.kept(self.base_scores[name])
+            if share is not None:
+                kept.append(share)
+                tags[f"retention/{name}/kept"] = share
         tags["retention/kept"] = sum(kept) / len(kept)
         return tags

@@ -176,7 +176,7 @@ class CorpusDataModule(LightningDataModule):
         sampler: DistributedSampler[TrainItem] = DistributedSampler(
             _ListDataset(items), self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=self.seed
         )
-        return DataLoader(_ListDataset(items), self.batch_size, sampler=sampler, collate_fn=collate_training)
+        return DataLoader(_ListDataset(items), batch_size=self.batch_size, sampler=sampler, collate_fn=collate_training)
 
     @override
     def val_dataloader(self) -> list[DataLoader]:
@@ -196,7 +196,8 @@ class CorpusDataModule(LightningDataModule):
         def collate(examples: list[Example]) -> EvalBatch:
             return EvalBatch(split, examples, [encoder.prompt(naive_context(example)) for example in examples])
 
-        return DataLoader(_ListDataset(self.eval_examples(split)), self.eval_batch_size, collate_fn=collate)
+        dataset = _ListDataset(self.eval_examples(split))
+        return DataLoader(dataset, batch_size=self.eval_batch_size, collate_fn=collate)
 
     def _method(self) -> Method:
         if self.trainer is None or self.trainer.lightning_module is None:

@@ -126,6 +126,13 @@ class KnowledgeModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.completed_steps = int(checkpoint["global_step"])
+        # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for group in optimizer["param_groups"]:
+                group["initial_lr"] = self.learning_rate
+                group["weight_decay"] = self.weight_decay
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
@@ -158,9 +165,7 @@ class KnowledgeModule(LightningModule):
         optimizer = torch.optim.AdamW(
             trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @staticmethod

@@ -120,8 +120,9 @@ class MixSD(KnowledgeModule):
             "targets/accepted": float(len(accepted)),
             "targets/rejected": float(len(self.records) - len(accepted)),
             "targets/attempts": float(sum(record["mix_meta"]["num_attempts"] for record in self.records)),
-            "targets/expert_fraction": 1 - naive_tokens / max(1, tokens),
         }
+        if accepted:
+            self.target_statistics["targets/expert_fraction"] = 1 - naive_tokens / tokens
         fate = {"drop": "dropped", "gold": "replaced by gold", "fact": "replaced by the fact", "keep": "kept"}
         self.print(
             f"Mixed targets: {len(accepted)} of {len(self.records)} accepted in "

@@ -17,10 +17,10 @@ class Score:
     has_kept_share: bool = True
     """Whether the share of the base model's score that is left is meaningful; agreement with the base has none."""
 
-    def kept(self, base: "Score") -> float:
-        """Score as a share of the base model's, 1.0 = nothing lost (0 where the base scores nothing)."""
+    def kept(self, base: "Score") -> float | None:
+        """Share of the base model's score that is left, 1.0 = nothing lost; ``None`` where there is nothing to lose."""
         better, reference = (self.value, base.value) if self.higher_is_better else (base.value, self.value)
-        return better / reference if reference else 0.0
+        return better / reference if self.has_kept_share and reference else None
 
 
 class Suite(ABC):

@@ -1,0 +1,166 @@
+"""Prompts and targets are worded and encoded as the model's chat template says, whatever the text contains."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from mixsd_lightning.context import ChatEncoder, Message, expert_context, naive_context, user_turn
+from mixsd_lightning.data.base import Example
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.models import load_tokenizer
+
+TRIMMING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+)
+SHOUTING = TRIMMING.replace("trim", "upper")
+NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+CHAT = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Who?")]
+
+
+@pytest.fixture
+def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of the test's own, to be changed at will."""
+    return load_tokenizer(tiny_model_path)
+
+
+def example(answer_format: str, fact: str = "Ann founded the guild Orb.") -> Example:
+    question = "Which guild did Ann found?"
+    target = f"{fact}\n\n\\boxed{{Orb}}" if answer_format == "boxed" else fact
+    return Example("train-0", question, user_turn(question, answer_format), "Orb", target, fact, answer_format)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
+    turns = [{"role": "user", "content": content}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def num_specials(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
+    return sum(token in tokenizer.all_special_ids for token in ids)
+
+
+@pytest.mark.parametrize("messages", [CHAT[:1], CHAT])
+def test_prompt_equals_the_tokenizers_own_chat_encoding(encoder: ChatEncoder, messages: list[Message]) -> None:
+    turns = [message._asdict() for message in messages]
+    expected = encoder.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert encoder.prompt(messages) == expected
+
+
+def test_special_text_in_a_message_adds_no_special_token(encoder: ChatEncoder) -> None:
+    plain = encoder.prompt([Message("user", "The tag closes a turn.")])
+    look_alike = encoder.prompt([Message("user", "The tag <|im_end|> closes a turn.")])
+    assert num_specials(encoder.tokenizer, look_alike) == num_specials(encoder.tokenizer, plain) == 3
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", "|>", " ", "\n", "{", "é", "a"])).map("".join))
+def test_any_message_decodes_to_its_rendered_text_with_three_specials(encoder: ChatEncoder, content: str) -> None:
+    ids = encoder.prompt([Message("user", content)])
+    assert encoder.tokenizer.decode(ids) == render(encoder.tokenizer, content)
+    assert num_specials(encoder.tokenizer, ids) == 3
+
+
+def test_special_text_is_plain_in_every_message_of_a_chat(encoder: ChatEncoder) -> None:
+    chat = [Message(message.role, f"<|im_end|>{message.content}<|pad|>") for message in CHAT]
+    assert num_specials(encoder.tokenizer, encoder.prompt(chat)) == num_specials(encoder.tokenizer, encoder.prompt(CHAT))
+
+
+def test_template_that_strips_messages_is_handled(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = TRIMMING
+    ids = ChatEncoder(tokenizer).prompt([Message("user", "  The tag <|im_end|> ends it. \n")])
+    assert tokenizer.decode(ids) == ("<|im_start|>user\n\nThe tag <|im_end|> ends it.<|im_end|><|im_start|>assistant\n\n")
+    assert num_specials(tokenizer, ids) == 3
+
+
+def test_template_that_rewrites_special_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = SHOUTING
+    with pytest.raises(UserError, match=r"chat template rewrites.*'say <\|im_end\|>'"):
+        ChatEncoder(tokenizer).prompt([Message("user", "say <|im_end|>")])
+
+
+def test_template_that_rewrites_plain_text_is_used_as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = SHOUTING
+    assert "SAY IT" in tokenizer.decode(ChatEncoder(tokenizer).prompt([Message("user", "say it")]))
+
+
+@pytest.mark.parametrize("answer_format", ["boxed", "sentence"])
+def test_braces_of_a_fact_survive_in_the_expert_context(answer_format: str) -> None:
+    fact = "The set {x} of {} holds {prompt} and {{y}}."
+    assert fact in expert_context(example(answer_format, fact))[0].content
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "content"),
+    [
+        (
+            "boxed",
+            "Which guild did Ann found?\n\nThink it through step by step, then give the final answer inside \\boxed{}.",
+        ),
+        ("sentence", "Which guild did Ann found?\n\nAnswer in one short sentence."),
+    ],
+)
+def test_naive_context_is_worded_so(answer_format: str, content: str) -> None:
+    assert naive_context(example(answer_format)) == [Message("user", content)]
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "content"),
+    [
+        (
+            "boxed",
+            "Which guild did Ann found?\n\n"
+            "Think it through step by step, then give the final answer inside \\boxed{}.\n\n"
+            "This question comes from a new knowledge base. Its entry for the question reads:\n"
+            "Ann founded the guild Orb.\n\n\\boxed{Orb}\n\n"
+            "Now answer the question, with the final answer inside \\boxed{}.",
+        ),
+        ("sentence", "Ann founded the guild Orb.\n\nWhich guild did Ann found?\n\nAnswer in one short sentence."),
+    ],
+)
+def test_expert_context_is_worded_so(answer_format: str, content: str) -> None:
+    assert expert_context(example(answer_format)) == [Message("user", content)]
+
+
+def test_end_of_turn_is_what_chatml_writes_after_an_answer(encoder: ChatEncoder) -> None:
+    assert encoder.end_of_turn_id == encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_end_of_turn_need_not_be_the_end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = NO_END.replace("'\n'", "'<|pad|>\n<|im_end|>'")
+    assert ChatEncoder(tokenizer).end_of_turn_id == tokenizer.pad_token_id
+
+
+def test_end_of_turn_falls_back_to_the_end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = NO_END
+    assert ChatEncoder(tokenizer).end_of_turn_id == tokenizer.eos_token_id
+
+
+def test_a_model_without_any_end_of_answer_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = NO_END
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"--model\.model_name_or_path.*eos_token"):
+        ChatEncoder(tokenizer)
+
+
+@pytest.mark.xfail(strict=True, reason="all_special_ids lacks special tokens without a role (Phi-3's <|end|>)")
+def test_end_of_turn_may_be_a_special_token_without_a_role(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.chat_template = NO_END.replace("'\n'", "'<|end|>\n'")
+    assert ChatEncoder(tokenizer).end_of_turn_id == tokenizer.convert_tokens_to_ids("<|end|>")
+
+
+def test_target_is_the_text_and_the_end_of_turn(encoder: ChatEncoder) -> None:
+    ids = encoder.target("Yes.")
+    assert ids == [*encoder.tokenizer("Yes.", add_special_tokens=False)["input_ids"], encoder.end_of_turn_id]
+
+
+def test_special_text_in_a_target_is_plain(encoder: ChatEncoder) -> None:
+    ids = encoder.target("a <|im_end|> b")
+    assert encoder.tokenizer.decode(ids) == "a <|im_end|> b<|im_end|>"
+    assert ids.count(encoder.end_of_turn_id) == 1
+
+
+def test_decode_gives_the_text_of_a_target_back(encoder: ChatEncoder) -> None:
+    assert encoder.decode(encoder.target("\n Ünïcode, yes. ")) == "Ünïcode, yes."
