@@ -70,7 +70,7 @@ def _fetch_and_convert(folder: Path) -> None:
         gguf = _extract(_download(scratch), scratch)
         converted = scratch / "converted"
         _convert(gguf, converted)
-        os.replace(converted, folder)
+        converted.replace(folder)
 
 
 def _download(scratch: Path) -> Path:

@@ -87,7 +87,7 @@ class MixSDCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print what was learnt and what it cost."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print_summary(run_folder(self.trainer))
 
 
@@ -144,20 +144,16 @@ def explain(message: str) -> str:
 
 def _options() -> dict[str, str]:
     """Name of an option -> its flag, for all methods, corpora and the trainer."""
-    owners = [("--trainer", Trainer)]
+    owners: list[tuple[str, type]] = [("--trainer", Trainer)]
     owners += [("--data", corpus) for corpus in _subclasses(CorpusDataModule).values()]
     owners += [("--model", method) for method in _subclasses(KnowledgeModule).values()]
-    return {
-        option: f"{flag}.{option}"
-        for flag, owner in owners
-        for option in inspect.signature(owner.__init__).parameters
-        if option != "self"
-    }
+    return {option: f"{flag}.{option}" for flag, owner in owners for option in inspect.signature(owner).parameters}
 
 
 def _subclasses(base: type) -> dict[str, type]:
     """Name -> class, for all subclasses of ``base`` that have been imported."""
-    found = {}
+    found: dict[str, type] = {}
+    subclass: type
     for subclass in base.__subclasses__():
         found[subclass.__name__] = subclass
         found.update(_subclasses(subclass))

@@ -142,7 +142,8 @@ class MixedTargets:
         partial.unlink(missing_ok=True)
 
     def _generate(self, works: list[_Work], engine: MixingEngine, batch_size: int) -> Iterator[dict[str, Any]]:
-        waiting, active = list(reversed(works)), []
+        waiting = list(reversed(works))
+        active: list[_Work] = []
         while waiting or active:
             while waiting and len(active) < batch_size:
                 active.append(waiting.pop())
@@ -217,7 +218,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def _read_whole_lines(partial: Path) -> dict[tuple[str, int], dict[str, Any]]:

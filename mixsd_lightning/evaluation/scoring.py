@@ -9,8 +9,41 @@ from collections.abc import Iterable
 
 # Words that a sentence may begin with, so that a capital letter says nothing: they are not part of a name.
 _SENTENCE_OPENERS = frozenset(
-    "A After An And As At Before By During For From He Her His I In It Its My No Of On She So That The Their There "
-    "They This To Yes Your".split()
+    [
+        "A",
+        "After",
+        "An",
+        "And",
+        "As",
+        "At",
+        "Before",
+        "By",
+        "During",
+        "For",
+        "From",
+        "He",
+        "Her",
+        "His",
+        "I",
+        "In",
+        "It",
+        "Its",
+        "My",
+        "No",
+        "Of",
+        "On",
+        "She",
+        "So",
+        "That",
+        "The",
+        "Their",
+        "There",
+        "They",
+        "This",
+        "To",
+        "Yes",
+        "Your",
+    ]
 )
 _CAPITALISED_RUN = re.compile(r"[A-Z][A-Za-z]*(?:[ ]+[A-Z][A-Za-z]*)*")
 

@@ -112,7 +112,9 @@ class KnowledgeModule(LightningModule):
         if self.completed_steps == 0:
             yield self.student
         else:
-            yield load_student(self.model_name_or_path, self.trust_remote_code).to(self.device)
+            base = load_student(self.model_name_or_path, self.trust_remote_code)
+            base.to(device=self.device)  # type: ignore[call-arg]
+            yield base
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -199,7 +201,9 @@ class KnowledgeModule(LightningModule):
         self.accuracies.clear()
 
     @override
-    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+    def validation_step(  # type: ignore[override]
+        self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[str]:
         """Answer the questions of a batch greedily and score the answers; returns the answers."""
         answers = self.answer(batch.prompts)
         accuracy = self.accuracies.setdefault(batch.split, AnswerAccuracy().to(self.device))
@@ -221,7 +225,9 @@ class KnowledgeModule(LightningModule):
         self.on_validation_epoch_start()
 
     @override
-    def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+    def test_step(  # type: ignore[override]
+        self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[str]:
         """The same as :meth:`validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 

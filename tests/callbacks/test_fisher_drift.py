@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from mixsd_lightning import FisherDrift, SFT
+from mixsd_lightning import SFT, FisherDrift
 from mixsd_lightning.callbacks.fisher_drift import diagonal_fisher
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.errors import UserError

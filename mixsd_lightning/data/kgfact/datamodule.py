@@ -128,7 +128,7 @@ class KGFact(CorpusDataModule):
         last = min(2 * self.num_entities, min(map(len, entity_names().values())))
         others = build_edges(len(entity_names()), range(self.num_entities, last), self.seed + 1000)
         asked_domains = list(entity_names())[: self.num_domains]
-        examples = []
+        examples: list[Example] = []
         for edge in others:
             if edge.target.domain not in asked_domains:  # sources come before targets in the order of domains
                 continue
