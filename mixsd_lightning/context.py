@@ -122,7 +122,8 @@ class ChatEncoder:
         answer = "ANSWERSTANDIN"
         turns = [Message("user", "question"), Message("assistant", answer)]
         after = self._render(turns, [turn.content for turn in turns], answered=True).rpartition(answer)[2]
-        specials = set(self.tokenizer.all_special_ids)
+        # Not all_special_ids: that lists only tokens with a role, and an end of turn often has none.
+        specials = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for token in self._encode(after):
             if token in specials:
                 return int(token)

@@ -21,7 +21,14 @@ def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> Pr
     Raises:
         UserError: if there is no such model or it cannot be read.
     """
-    model = _from_pretrained(AutoModelForCausalLM, model_name_or_path, trust_remote_code, dtype=torch.float32)
+    model, loading = _from_pretrained(
+        AutoModelForCausalLM, model_name_or_path, trust_remote_code, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"--model.model_name_or_path: '{model_name_or_path}' lacks {len(missing)} tensors ({missing[0]}, ...), which would "
+            "be random. Give a complete model folder whose config matches its weights."
+        )
     return model.train()  # from_pretrained returns it in eval mode, and Lightning no longer switches
 
 
@@ -43,7 +50,8 @@ def load_tokenizer(model_name_or_path: str, trust_remote_code: bool = False) -> 
 def context_window(model_name_or_path: str, trust_remote_code: bool = False) -> int:
     """Number of tokens (prompt and completion together) that the model was made for, read from its config alone."""
     config = _from_pretrained(AutoConfig, model_name_or_path, trust_remote_code)
-    return int(config.get_text_config().max_position_embeddings)
+    # Models without position embeddings (state-space models) have no limit.
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31))
 
 
 def stop_token_ids(model: PreTrainedModel, end_of_turn_id: int) -> frozenset[int]:
@@ -71,7 +79,7 @@ def _from_pretrained(auto_class: Any, model_name_or_path: str, trust_remote_code
     source = str(builtin_model_path()) if model_name_or_path == BUILTIN_MODEL else model_name_or_path
     try:
         return auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever a damaged folder makes the loaders raise; the cause is kept and shown
         where = "local folder" if Path(source).is_dir() else "Hub id (there is no local folder of that name)"
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(

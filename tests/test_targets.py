@@ -42,9 +42,9 @@ def make_examples(count: int = 7) -> list[Example]:
 
 
 def fake_completion(encoder: ChatEncoder, request: MixingRequest) -> MixedCompletion:
-    """Right in a third of the attempts, of which a few do not stop; a function of the request's counters alone."""
+    """Right in a fifth of the attempts, of which a few do not stop; a function of the request's counters alone."""
     (right, stops), (length, _) = uniforms(request, 0, 2)
-    name = ANSWER if right < 0.33 else "Mirel Dask"
+    name = ANSWER if right < 0.22 else "Mirel Dask"
     token_ids = encoder.target(f"It is {name}, says draft {request.attempt}{'!' * int(5 * length)}")
     if stops < 0.15:
         return MixedCompletion(token_ids[:-1], "max_new_tokens", [True] * (len(token_ids) - 1))

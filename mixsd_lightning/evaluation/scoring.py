@@ -8,43 +8,14 @@ import re
 from collections.abc import Iterable
 
 # Words that a sentence may begin with, so that a capital letter says nothing: they are not part of a name.
-_SENTENCE_OPENERS = frozenset(
-    [
-        "A",
-        "After",
-        "An",
-        "And",
-        "As",
-        "At",
-        "Before",
-        "By",
-        "During",
-        "For",
-        "From",
-        "He",
-        "Her",
-        "His",
-        "I",
-        "In",
-        "It",
-        "Its",
-        "My",
-        "No",
-        "Of",
-        "On",
-        "She",
-        "So",
-        "That",
-        "The",
-        "Their",
-        "There",
-        "They",
-        "This",
-        "To",
-        "Yes",
-        "Your",
-    ]
-)
+# fmt: off
+_SENTENCE_OPENERS = frozenset({
+    "A", "After", "Also", "An", "And", "Answer", "As", "At", "Before", "But", "By", "During", "Finally", "First", "For",
+    "From", "He", "Hence", "Her", "Here", "His", "However", "I", "In", "It", "Its", "My", "Name", "No", "Of", "On",
+    "Once", "Please", "She", "Since", "So", "Sure", "Thank", "That", "The", "Their", "Then", "There", "Therefore", "They",
+    "This", "Thus", "To", "We", "Yes", "You", "Your",
+})
+# fmt: on
 _CAPITALISED_RUN = re.compile(r"[A-Z][A-Za-z]*(?:[ ]+[A-Z][A-Za-z]*)*")
 
 

@@ -110,3 +110,14 @@ def test_a_prompt_beyond_the_window_is_refused_before_anything_is_written(tiny_m
     with pytest.raises(UserError, match="window has 8192"):
         quiet_trainer(tmp_path, limit_val_batches=None).fit(SFT(tiny_model_path, max_new_tokens=9000), tiny_corpus())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_loads_from_python(tiny_model_path: str, tmp_path: Path) -> None:
+    method = SFT(tiny_model_path, learning_rate=1e-2)
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(method, tiny_corpus())
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = SFT.load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert loaded.completed_steps == 1
+    for one, other in zip(method.student.parameters(), loaded.student.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
