@@ -1,0 +1,90 @@
+"""What the README shows is run here: commands with the tiny model, the Python examples as they stand."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixsd_lightning import SFT, CorpusDataModule
+from mixsd_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of the README in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def test_every_command_runs_in_the_order_shown(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
+    Path("configs").symlink_to(ROOT / "configs")
+    # A model that needs no download and writes no right target; the first quickstart is the script's.
+    small = ["--model.model_name_or_path", tiny_model_path, "--trainer.max_epochs", "1", "--model.max_new_tokens", "8"]
+    mixing = ["--model.max_attempts", "1", "--model.on_reject", "gold"]
+    every_epoch = ["--trainer.check_val_every_n_epoch", "1", "--trainer.callbacks+=ModelCheckpoint"]
+    every_epoch += ["--trainer.callbacks.filename", "last"]
+    main(["fit", "--config", "configs/quickstart.yaml", *small, *mixing, *every_epoch])
+    programs = [shlex.split(command) for command in COMMANDS if command.startswith("python -m mixsd_lightning ")]
+    assert len(programs) >= 7
+    for _, _, _, subcommand, *arguments in programs:
+        is_sft = "SFT" in arguments or any("sft" in argument for argument in arguments)
+        extra = [] if subcommand == "validate" else [*small, *([] if is_sft else mixing)]
+        if "--print_config" in arguments:
+            with pytest.raises(SystemExit, match="0"):
+                main([subcommand, *arguments, *extra])
+        else:
+            main([subcommand, *arguments, *extra])
+    assert len(list(Path("runs/quickstart").glob("version_*/metrics.jsonl"))) == 4
+
+
+def test_the_scripts_shown_exist_and_can_be_run() -> None:
+    scripts = [command for command in COMMANDS if command.startswith("scripts/")]
+    assert scripts == ["scripts/quickstart.sh", "scripts/test.sh"]
+    for script in scripts:
+        assert (ROOT / script).stat().st_mode & 0o111
+
+
+@pytest.mark.builtin_model
+def test_the_python_example_teaches_and_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = blocks("python")[0]
+    assert len(example.strip().splitlines()) <= 10
+    exec(compile(example, "README.md", "exec"), {})
+    printed = re.findall(r"\{'memorization/train': ([\d.]+), 'retention/kept': ([\d.]+)\}", capsys.readouterr().out)
+    ((memorized, kept),) = printed
+    assert float(memorized) >= 0.5
+    assert float(kept) >= 0.5
+
+
+def test_the_corpus_example_is_a_corpus_that_trains(tiny_model_path: str, tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    namespace: dict[str, Any] = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), namespace)
+    corpus: CorpusDataModule = namespace["Rivers"]()
+    assert corpus.split("train")[0].target == "The river Ombrel rises at Mount Tasvik."
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    trainer.fit(SFT(tiny_model_path, max_new_tokens=8), corpus)
+    assert trainer.global_step == 1
+
+
+def test_every_file_of_the_map_exists() -> None:
+    (file_map,) = [
+        block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if "file map" in block or "cli.py" in block
+    ]
+    for name in ("cli.py", "summary.py", "models.py", "context.py", "data", "decoding", "targets.py", "losses", "modules"):
+        assert name in file_map
+        assert (ROOT / "mixsd_lightning" / name).exists()
+    for folder in ("configs", "scripts", "tests"):
+        assert folder in file_map
