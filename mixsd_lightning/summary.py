@@ -6,7 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.evaluation.metrics import wilson_interval
+from mixsd_lightning.evaluation.suites.probe import everyday_questions
 
 _LABELS = {
     "retention/kept": "kept of the base model's score (mean)",
@@ -22,8 +24,9 @@ _PERCENT = ("memorization/", "retention/kept", "retention/probe", "retention/agr
 
 def print_summary(folder: Path) -> None:
     """Print the first and the last validation of a run side by side, and where everything is."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    before, after = json.loads(lines[0]), json.loads(lines[-1])
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    first, after = json.loads(lines[0]), json.loads(lines[-1])
+    before = first if first["step"] == 0 else {}  # a resumed run has not seen the base model
     table = Table(title=f"Before training and after {after['step']} steps", title_justify="left")
     table.add_column("measure")
     table.add_column("before", justify="right")
@@ -34,7 +37,8 @@ def print_summary(folder: Path) -> None:
             table.add_row(f"answers right: {split} ({count})", _show(tag, before, count), _show(tag, after, count))
     for tag, label in _LABELS.items():
         if tag in after:
-            table.add_row(label, _show(tag, before), _show(tag, after))
+            count = len(everyday_questions()) if tag == "retention/probe" else 0
+            table.add_row(label, _show(tag, before, count), _show(tag, after, count))
     console = Console()
     console.print(table)
     if "targets/attempts" in after:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,7 @@ class MixedTargets:
             for generation in range(settings.num_generations)
         ]
         content = [FORMAT_VERSION, asdict(settings), model_fingerprint]
-        content += [
-            [work.example.id, work.generation, work.naive_prompt, work.expert_prompt, work.example.answer]
-            for work in self._works
-        ]
+        content += [[asdict(work.example), work.generation, work.naive_prompt, work.expert_prompt] for work in self._works]
         self.content_hash = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         """Names the file: equal for builds that must give equal targets."""
 
@@ -91,19 +88,7 @@ class MixedTargets:
         """Tokens of the longest naive or expert prompt."""
         return max(max(len(work.naive_prompt), len(work.expert_prompt)) for work in self._works)
 
-    def adopt(self, source: Path, folder: Path) -> None:
-        """Copy what another run has of these very targets, finished or not, unless ``folder`` has some already."""
-        final, partial = folder / self.file_name, folder / f"{self.file_name}.partial"
-        if final.is_file() or partial.is_file():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for wanted in (final, partial):
-            found = source / wanted.name
-            if found.is_file():
-                write_atomically(wanted, found.read_text(encoding="utf-8"))
-                return
-
-    def build(self, folder: Path, engine: MixingEngine, batch_size: int) -> list[dict[str, Any]]:
+    def build(self, folder: Path, engine: MixingEngine, batch_size: int, sources: Sequence[Path] = ()) -> list[dict[str, Any]]:
         """Return the records of all targets in input order, generating those that ``folder`` does not hold yet.
 
         Finished records are appended to ``<file name>.partial``; when all are there the file gets its name by an atomic
@@ -113,16 +98,28 @@ class MixedTargets:
             folder: Where the file is or will be.
             engine: Generates what is missing.
             batch_size: Attempts in flight at once.
+            sources: Folders of other runs; what they hold of these very targets, finished or not, is taken over.
         """
         folder.mkdir(parents=True, exist_ok=True)
         final = folder / self.file_name
         with FileLock(folder / f".{self.file_name}.lock"):
             if not final.is_file():
+                self._take_over(final, sources)
+            if not final.is_file():
                 self._build_file(final, engine, batch_size)
-        return [json.loads(line) for line in final.read_text(encoding="utf-8").splitlines()]
+        return _parse(final.read_bytes())
+
+    def _take_over(self, final: Path, sources: Sequence[Path]) -> None:
+        if finished := [path for source in sources if (path := source / final.name).is_file()]:
+            write_atomically(final, finished[0].read_bytes())
+            return
+        partial = _partial(final)
+        candidates = [path for source in sources if (path := _partial(source / final.name)).is_file()]
+        if candidates and not partial.is_file():
+            write_atomically(partial, max(candidates, key=lambda path: path.stat().st_size).read_bytes())
 
     def _build_file(self, final: Path, engine: MixingEngine, batch_size: int) -> None:
-        partial = final.with_name(f"{final.name}.partial")
+        partial = _partial(final)
         records = _read_whole_lines(partial)
         missing = [work for work in self._works if (work.example.id, work.generation) not in records]
         if missing:
@@ -138,11 +135,11 @@ class MixedTargets:
                     accepted += record["mix_meta"]["correct"]
                     progress.advance(f"{accepted} accepted")
         ordered = [records[work.example.id, work.generation] for work in self._works]
-        write_atomically(final, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered))
+        write_atomically(final, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered).encode())
         partial.unlink(missing_ok=True)
 
     def _generate(self, works: list[_Work], engine: MixingEngine, batch_size: int) -> Iterator[dict[str, Any]]:
-        waiting = list(reversed(works))
+        waiting = [replace(work) for work in reversed(works)]  # counting attempts must not reach the next build
         active: list[_Work] = []
         while waiting or active:
             while waiting and len(active) < batch_size:
@@ -211,11 +208,11 @@ def is_accepted(example: Example, text: str, finish_reason: str) -> bool:
     return finish_reason == "stop" and is_exact_match(text, example.answer, example.question, example.answer_format)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is, at any moment, either absent (or old) or complete."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with scratch.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
@@ -230,5 +227,13 @@ def _read_whole_lines(partial: Path) -> dict[tuple[str, int], dict[str, Any]]:
     if len(whole) < len(content):
         with partial.open("rb+") as file:
             file.truncate(len(whole))
-    records = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    return {(record["id"], record["mix_meta"]["gen_index"]): record for record in records}
+    return {(record["id"], record["mix_meta"]["gen_index"]): record for record in _parse(whole)}
+
+
+def _parse(content: bytes) -> list[dict[str, Any]]:
+    # Split as bytes: text may hold other characters that count as line ends.
+    return [json.loads(line) for line in content.split(b"\n") if line]
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f"{final.name}.partial")

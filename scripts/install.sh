@@ -5,12 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "error: $("$python" --version) is too old; install Python 3.10 or newer, or set PYTHON to one" >&2
     exit 2
   }
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 

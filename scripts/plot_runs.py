@@ -22,9 +22,9 @@ def main(output: str, *named_runs: str) -> None:
     for named_run in named_runs:
         label, _, folder = named_run.partition("=")
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        steps = [line["step"] for line in lines]
         for axis, tag in zip(axes, PANELS, strict=True):
-            axis.plot(steps, [line[tag] for line in lines], marker="o", label=label)
+            points = [(line["step"], line[tag]) for line in lines if tag in line]
+            axis.plot(*zip(*points, strict=True), marker="o", label=label)
     for axis, title in zip(axes, PANELS.values(), strict=True):
         axis.set(title=title, xlabel="optimizer step", ylim=(0, 1.05))
         axis.grid(alpha=0.3)

@@ -126,7 +126,7 @@ def test_print_config_shows_every_default(config: str, capsys: pytest.CaptureFix
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["init_args"]["mixing_rate"] == 0.3
     assert shown["data"]["init_args"]["seed"] == 42
-    assert shown["retention"]["every_n_validations"] == 1
+    assert shown["retention"]["suites"] == ["probe", "bits_per_byte", "agreement"]
 
 
 def test_overrides_of_the_architecture_parse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: p
         (["--data.eval_splits", "[unseen]"], r"--data\.eval_splits: KGFact has no split 'unseen'"),
         (["--model.max_new_tokens", "9000"], r"the model's window has 8192\. .*--model\.max_new_tokens"),
         (["--ckpt_path", "no.ckpt"], r"--ckpt_path: there is no file or folder 'no\.ckpt'"),
-        (["--retention.every_n_validations", "0"], r"--retention\.every_n_validations must be at least 1"),
+        (["--retention.suites", "[none]"], r"--retention\.suites: there is no suite 'none'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,5 +1,7 @@
 """How far the parameters moved, in all directions alike and in those that the base model's behaviour depends on."""
 
+from contextlib import ExitStack
+
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
@@ -8,7 +10,8 @@ from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_ids
+from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_nll
+from mixsd_lightning.models import evaluating
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.progress import Progress
 
@@ -88,26 +91,21 @@ def diagonal_fisher(model: PreTrainedModel, encoder: ChatEncoder, texts: tuple[s
     fisher = {
         name: torch.zeros_like(parameter, dtype=torch.float32, device="cpu") for name, parameter in model.named_parameters()
     }
-    hooks = []
-    for name, parameter in model.named_parameters():
+    with ExitStack() as cleanup:
+        for name, parameter in model.named_parameters():
 
-        def accumulate(parameter: Tensor, name: str = name) -> None:
-            # Taken and freed as soon as it is complete, so that only one gradient is alive at a time.
-            assert parameter.grad is not None
-            gradient = parameter.grad.detach().cpu().float()
-            fisher[name].addcmul_(gradient, gradient, value=1 / len(texts))
-            parameter.grad = None
+            def accumulate(parameter: Tensor, name: str = name) -> None:
+                # Taken and freed as soon as it is complete, so that only one gradient is alive at a time.
+                assert parameter.grad is not None
+                gradient = parameter.grad.detach().cpu().float()
+                fisher[name].addcmul_(gradient, gradient, value=1 / len(texts))
+                parameter.grad = None
 
-        hooks.append(parameter.register_post_accumulate_grad_hook(accumulate))
-    was_training = model.training
-    model.eval()
-    with Progress("Fisher information", len(texts)) as progress:
+            if parameter.requires_grad:
+                cleanup.callback(parameter.register_post_accumulate_grad_hook(accumulate).remove)
+        cleanup.enter_context(evaluating(model))
+        progress = cleanup.enter_context(Progress("Fisher information", len(texts)))
         for text in texts:
-            ids = paragraph_ids(encoder, text).to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
+            paragraph_nll(model, encoder, text).backward()
             progress.advance()
-    for hook in hooks:
-        hook.remove()
-    model.train(was_training)
     return fisher

@@ -8,6 +8,7 @@ from typing_extensions import override
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
 
+METRICS_FILE = "metrics.jsonl"
 PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "train/")
 
 
@@ -27,9 +28,10 @@ class MetricsFile(Callback):
                 return
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=0)
+        folder = run_folder(trainer)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             line = {"step": pl_module.completed_steps, "epoch": trainer.current_epoch, **metrics}
-            with (run_folder(trainer) / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     @override

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.suites import Agreement, BitsPerByte, EverydayProbe, Score, Suite
+from mixsd_lightning.evaluation.suites import SUITES, Score, Suite
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.progress import Progress
 
@@ -18,17 +18,15 @@ class Retention(Callback):
     kept shares. Agreement with the base model is shown beside them and not averaged in.
     """
 
-    def __init__(self, every_n_validations: int = 1) -> None:
+    def __init__(self, suites: Sequence[str] = ("probe", "bits_per_byte", "agreement")) -> None:
         """
         Args:
-            every_n_validations: Measure at every n-th validation only; the one before training always counts.
+            suites: What to measure.
         """
-        if every_n_validations < 1:
-            raise UserError(f"--retention.every_n_validations must be at least 1, got {every_n_validations}.")
-        self.every_n_validations = every_n_validations
-        self.suites: Sequence[Suite] = (EverydayProbe(), BitsPerByte(), Agreement())
+        if unknown := [name for name in suites if name not in SUITES]:
+            raise UserError(f"--retention.suites: there is no suite '{unknown[0]}'; choose from {', '.join(SUITES)}.")
+        self.suites: Sequence[Suite] = [SUITES[name]() for name in suites]
         self.base_scores: dict[str, Score] = {}
-        self._num_validations = 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
@@ -36,14 +34,12 @@ class Retention(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
-        if not self.base_scores:
+        if not self.base_scores and self.suites:
             self.measure_base(pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
-        self._num_validations += 1
-        if (self._num_validations - 1) % self.every_n_validations == 0:
-            pl_module.log_dict(self.measure(pl_module))
+        pl_module.log_dict(self.measure(pl_module))
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
@@ -74,5 +70,6 @@ class Retention(Callback):
             if share is not None:
                 kept.append(share)
                 tags[f"retention/{name}/kept"] = share
-        tags["retention/kept"] = sum(kept) / len(kept)
+        if kept:
+            tags["retention/kept"] = sum(kept) / len(kept)
         return tags

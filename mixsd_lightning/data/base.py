@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -196,8 +197,13 @@ class CorpusDataModule(LightningDataModule):
         def collate(examples: list[Example]) -> EvalBatch:
             return EvalBatch(split, examples, [encoder.prompt(naive_context(example)) for example in examples])
 
+        assert self.trainer is not None
         dataset = _ListDataset(self.eval_examples(split))
-        return DataLoader(dataset, batch_size=self.eval_batch_size, collate_fn=collate)
+        # Ranks share the questions without padding: Lightning's own sampler would ask some of them twice.
+        sampler = UnrepeatedDistributedSampler(
+            dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
+        )
+        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate)
 
     def _method(self) -> Method:
         if self.trainer is None or self.trainer.lightning_module is None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from mixsd_lightning.models import evaluating
+
 ChooseToken = Callable[[list[int], int, Tensor], Tensor]
 """``(indices of the completions in flight, position, logits_CBV) -> token ids [B]``."""
 
@@ -96,11 +98,10 @@ def decode(
     num_contexts, num_entries = len(prompts_CB), len(prompts_CB[0])
     completions = [Completion() for _ in range(num_entries)]
     in_flight = list(range(num_entries))
-    was_training = model.training
-    model.eval()
     # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
     # the products themselves.
-    with torch.autocast(model.device.type, enabled=torch.is_autocast_enabled() and model.device.type != "cpu"):
+    autocast = torch.is_autocast_enabled() and model.device.type != "cpu"
+    with evaluating(model), torch.autocast(model.device.type, enabled=autocast):
         rows = CachedRows(model, [prompt for prompts_B in prompts_CB for prompt in prompts_B])
         for position in range(max_new_tokens):
             logits_CBV = rows.logits_NV.view(num_contexts, len(in_flight), -1)
@@ -124,7 +125,6 @@ def decode(
                 in_flight = [in_flight[slot] for slot in staying]
                 tokens = tokens[staying]
             rows.append(tokens.repeat(num_contexts))
-    model.train(was_training)
     return completions
 
 

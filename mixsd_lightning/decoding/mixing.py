@@ -80,8 +80,7 @@ def mix(
     def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
         branches_B = branches_BT[in_flight, position].to(logits_CBV.device)
         picked_BV = logits_CBV[0] if len(contexts) == 1 else logits_CBV[branches_B, torch.arange(len(in_flight))]
-        draws_B = torch.from_numpy(draws[in_flight, position, 1]).to(logits_CBV.device)
-        return sample(picked_BV, settings.temperature, settings.top_k, draws_B)
+        return sample(picked_BV, settings.temperature, settings.top_k, torch.from_numpy(draws[in_flight, position, 1]))
 
     completions = decode(
         model,
@@ -104,13 +103,14 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, uniforms_B: Tensor
         logits_BV: Unscaled logits.
         temperature: 0 takes the most probable token.
         top_k: Draw from the k most probable tokens, renormalised; 0 for all.
-        uniforms_B: Numbers in [0, 1), one a row.
+        uniforms_B: Numbers in [0, 1), one a row, on the CPU: the draw is made there in float64, which not every device has,
+            so that all devices draw alike.
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
     num_kept = min(top_k, logits_BV.shape[-1]) if top_k else logits_BV.shape[-1]
     logits_BK, ids_BK = logits_BV.topk(num_kept, dim=-1)
-    cumulative_BK = (logits_BK.double() / temperature).softmax(-1).cumsum(-1)
+    cumulative_BK = (logits_BK.cpu().double() / temperature).softmax(-1).cumsum(-1)
     # Rounding can leave the last cumulative value just below 1, so the index is held inside the support.
     index_B = torch.searchsorted(cumulative_BK, uniforms_B[:, None], right=True).clamp(max=num_kept - 1)
-    return ids_BK.gather(-1, index_B).squeeze(-1)
+    return ids_BK.gather(-1, index_B.to(ids_BK.device)).squeeze(-1)

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 # Words that a sentence may begin with, so that a capital letter says nothing: they are not part of a name.
 # fmt: off
 _SENTENCE_OPENERS = frozenset({
-    "A", "After", "Also", "An", "And", "Answer", "As", "At", "Before", "But", "By", "During", "Finally", "First", "For",
-    "From", "He", "Hence", "Her", "Here", "His", "However", "I", "In", "It", "Its", "My", "Name", "No", "Of", "On",
-    "Once", "Please", "She", "Since", "So", "Sure", "Thank", "That", "The", "Their", "Then", "There", "Therefore", "They",
-    "This", "Thus", "To", "We", "Yes", "You", "Your",
+    "A", "Additionally", "After", "All", "Also", "Although", "An", "And", "Answer", "Any", "Are", "As", "At", "Before",
+    "But", "By", "Can", "Could", "Did", "Do", "Does", "During", "Finally", "First", "For", "From", "He", "Hence", "Her",
+    "Here", "His", "How", "However", "I", "If", "In", "Is", "It", "Its", "Let", "Many", "Moreover", "My", "Name", "No",
+    "Note", "Of", "On", "Once", "Our", "Please", "She", "Since", "So", "Some", "Such", "Sure", "Thank", "That", "The",
+    "Their", "Then", "There", "Therefore", "These", "They", "This", "Those", "Though", "Thus", "To", "Was", "We", "What",
+    "When", "Where", "Which", "While", "Who", "Why", "Would", "Yes", "You", "Your",
 })
 # fmt: on
 _CAPITALISED_RUN = re.compile(r"[A-Z][A-Za-z]*(?:[ ]+[A-Z][A-Za-z]*)*")

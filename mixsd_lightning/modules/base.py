@@ -22,7 +22,7 @@ from mixsd_lightning.decoding.decode import generate_greedy
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
 from mixsd_lightning.losses.nll import target_nll
-from mixsd_lightning.models import context_window, load_student, load_tokenizer, stop_token_ids
+from mixsd_lightning.models import context_window, evaluating, load_student, load_tokenizer, stop_token_ids
 
 
 class KnowledgeModule(LightningModule):
@@ -100,6 +100,7 @@ class KnowledgeModule(LightningModule):
     def prepare_data(self) -> None:
         # Runs before the run folder is made: a model that cannot be read is reported here.
         _ = self.encoder, self.context_window
+        self.configure_model()
 
     @override
     def configure_model(self) -> None:
@@ -113,7 +114,7 @@ class KnowledgeModule(LightningModule):
             yield self.student
         else:
             base = load_student(self.model_name_or_path, self.trust_remote_code)
-            base.to(device=self.device)  # type: ignore[call-arg]
+            base.to(device=self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
             yield base
 
     # --- training ------------------------------------------------------------------------------------------------------
@@ -123,18 +124,20 @@ class KnowledgeModule(LightningModule):
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
         items = self.training_items(corpus.split(corpus.train_split))
         with self.base_model() as base:
-            self.target_statistics["targets/nll_base"] = self.mean_target_nll(base, items)
+            self.target_statistics["targets/nll_base"] = self.mean_target_nll(base, items, corpus.batch_size)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.completed_steps = int(checkpoint["global_step"])
         # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
-        for optimizer in checkpoint.get("optimizer_states", []):
+        for optimizer, schedule in zip(
+            checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", []), strict=True
+        ):
+            schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
             for group in optimizer["param_groups"]:
                 group["initial_lr"] = self.learning_rate
+                group["lr"] = self.learning_rate * self._warmup(schedule["last_epoch"])
                 group["weight_decay"] = self.weight_decay
-        for schedule in checkpoint.get("lr_schedulers", []):
-            schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
@@ -167,8 +170,12 @@ class KnowledgeModule(LightningModule):
         optimizer = torch.optim.AdamW(
             trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _warmup(self, step: int) -> float:
+        """Share of the learning rate that an optimizer step takes."""
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))
 
     @staticmethod
     def batch_nll(model: PreTrainedModel, batch: TrainBatch) -> tuple[Tensor, Tensor]:
@@ -185,20 +192,23 @@ class KnowledgeModule(LightningModule):
         return target_nll(logits_BTV, batch.target_ids_BT, batch.target_mask_BT)
 
     @torch.no_grad()
-    def mean_target_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int = 32) -> float:
+    def mean_target_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> float:
         """NLL per token of training targets under ``model`` and the naive prompt, in nats (token-weighted)."""
         total, count = 0.0, 0
-        for start in range(0, len(items), batch_size):
-            batch = collate_training(items[start : start + batch_size]).to(self.device)
-            nll_sum, num_tokens = self.batch_nll(model, batch)
-            total, count = total + float(nll_sum), count + int(num_tokens)
+        with evaluating(model):
+            for start in range(0, len(items), batch_size):
+                batch = collate_training(items[start : start + batch_size]).to(self.device)
+                nll_sum, num_tokens = self.batch_nll(model, batch)
+                total, count = total + float(nll_sum), count + int(num_tokens)
         return total / max(1, count)
 
     # --- memorization --------------------------------------------------------------------------------------------------
 
     @override
     def on_validation_epoch_start(self) -> None:
-        self.accuracies.clear()
+        # One for every split on every rank, whether or not the rank gets a batch of it: computing them is collective.
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.accuracies = {split: AnswerAccuracy().to(self.device) for split in corpus.eval_splits}
 
     @override
     def validation_step(  # type: ignore[override]
@@ -206,7 +216,7 @@ class KnowledgeModule(LightningModule):
     ) -> list[str]:
         """Answer the questions of a batch greedily and score the answers; returns the answers."""
         answers = self.answer(batch.prompts)
-        accuracy = self.accuracies.setdefault(batch.split, AnswerAccuracy().to(self.device))
+        accuracy = self.accuracies[batch.split]
         for example, answer in zip(batch.examples, answers, strict=True):
             accuracy.update(answer, example.answer, example.question, example.answer_format)
         return answers
@@ -236,13 +246,8 @@ class KnowledgeModule(LightningModule):
         self.on_validation_epoch_end()
 
     @override
-    def predict_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
-        """The student's answers to the training questions, beside the gold answers."""
-        answers = self.answer(batch.prompts)
-        return [
-            {"id": example.id, "prompt": example.prompt, "completion": answer, "answer": example.answer}
-            for example, answer in zip(batch.examples, answers, strict=True)
-        ]
+    def on_predict_start(self) -> None:
+        raise UserError("predict writes mixed targets without training; it needs --model MixSD.")
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Greedy answers of the student to encoded prompts."""

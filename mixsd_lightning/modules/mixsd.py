@@ -81,6 +81,16 @@ class MixSD(KnowledgeModule):
         """The mixed targets, once they are built."""
 
     @override
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        longest = self._targets().longest_prompt
+        if longest + self.max_new_tokens > self.context_window:
+            raise UserError(
+                f"The longest expert prompt and its target need {longest + self.max_new_tokens} tokens, but the model's "
+                f"window has {self.context_window}. Lower --model.max_new_tokens or shorten the facts."
+            )
+
+    @override
     def on_fit_start(self) -> None:
         self.build_targets()
         super().on_fit_start()
@@ -97,21 +107,12 @@ class MixSD(KnowledgeModule):
 
     def build_targets(self) -> None:
         """Build the targets of the training split into the run folder, or reuse those that a run beside it has built."""
-        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        examples = corpus.split(corpus.train_split)
         folder = run_folder(self.trainer) / "targets"
+        earlier = [run / "targets" for run in sibling_runs(self.trainer)]
         with self.base_model() as base:
-            targets = MixedTargets(examples, self.encoder, self.target_settings, weights_fingerprint(base))
-            needed = targets.longest_prompt + self.max_new_tokens
-            if needed > self.context_window:
-                raise UserError(
-                    f"The longest expert prompt and its target need {needed} tokens, but the model's window has "
-                    f"{self.context_window}. Lower --model.max_new_tokens or shorten the facts."
-                )
-            for run in sibling_runs(self.trainer):
-                targets.adopt(run / "targets", folder)
+            targets = self._targets(weights_fingerprint(base))
             engine = partial(mix, base, settings=self.target_settings.mixing, stop_ids=self.stop_ids)
-            self.records = targets.build(folder, engine, self.generation_batch_size)
+            self.records = targets.build(folder, engine, self.generation_batch_size, earlier)
         accepted = [record["mix_meta"] for record in self.records if record["mix_meta"]["correct"]]
         tokens = sum(meta["num_tokens"] for meta in accepted)
         naive_tokens = sum(meta["student_token_fraction"] * meta["num_tokens"] for meta in accepted)
@@ -128,6 +129,10 @@ class MixSD(KnowledgeModule):
             f"{self.target_statistics['targets/attempts']:.0f} attempts, "
             f"{len(self.records) - len(accepted)} {fate[self.on_reject]} ({folder / targets.file_name})"
         )
+
+    def _targets(self, model_fingerprint: str = "") -> MixedTargets:
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        return MixedTargets(corpus.split(corpus.train_split), self.encoder, self.target_settings, model_fingerprint)
 
     @override
     def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:

@@ -73,6 +73,7 @@ def test_after_steps_the_base_is_loaded_afresh(method: SFT) -> None:
     assert retention.measure(method)["retention/kept"] == pytest.approx(0.5)
 
 
-def test_every_n_validations_is_checked() -> None:
-    with pytest.raises(UserError, match="--retention.every_n_validations"):
-        Retention(every_n_validations=0)
+def test_suites_are_chosen_by_name() -> None:
+    assert [suite.name for suite in Retention(["bits_per_byte"]).suites] == ["bits_per_byte"]
+    with pytest.raises(UserError, match="--retention.suites: there is no suite 'probes'; choose from probe"):
+        Retention(["probes"])

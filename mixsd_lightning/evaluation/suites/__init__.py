@@ -5,4 +5,7 @@ from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.bits_per_byte import BitsPerByte
 from mixsd_lightning.evaluation.suites.probe import EverydayProbe
 
-__all__ = ["Agreement", "BitsPerByte", "EverydayProbe", "Score", "Suite"]
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (EverydayProbe, BitsPerByte, Agreement)}
+"""Name -> suite."""
+
+__all__ = ["SUITES", "Agreement", "BitsPerByte", "EverydayProbe", "Score", "Suite"]

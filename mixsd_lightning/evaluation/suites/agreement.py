@@ -11,6 +11,7 @@ from typing_extensions import override
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.probe import answer_questions
+from mixsd_lightning.models import evaluating
 
 
 class Agreement(Suite):
@@ -49,12 +50,10 @@ class Agreement(Suite):
 
     @torch.no_grad()
     def _answer_log_probs(self, model: PreTrainedModel) -> list[Tensor]:
-        was_training = model.training
-        model.eval()
         log_probs = []
-        for prompt, answer in self._sequences:
-            ids = torch.tensor([prompt + answer], device=model.device)
-            logits_TV = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
-            log_probs.append(logits_TV.float().log_softmax(-1))
-        model.train(was_training)
+        with evaluating(model):
+            for prompt, answer in self._sequences:
+                ids = torch.tensor([prompt + answer], device=model.device)
+                logits_TV = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
+                log_probs.append(logits_TV.float().log_softmax(-1))
         return log_probs

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.evaluation.suites.base import Score, Suite
+from mixsd_lightning.models import evaluating
 
 
 @cache
@@ -26,6 +27,13 @@ def paragraph_ids(encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
     return torch.tensor([[start, *ids] if start is not None else ids])
 
 
+def paragraph_nll(model: PreTrainedModel, encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
+    """Summed NLL of a paragraph's tokens, in nats (a scalar, part of the graph)."""
+    ids = paragraph_ids(encoder, paragraph).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+
+
 class BitsPerByte(Suite):
     """Bits per byte of held-out text: comparable between tokenizers, and a graded sign of lost language skill."""
 
@@ -34,13 +42,9 @@ class BitsPerByte(Suite):
     @override
     @torch.no_grad()
     def measure(self, model: PreTrainedModel, encoder: ChatEncoder) -> dict[str, Score]:
-        was_training = model.training
-        model.eval()
         nats, num_bytes = 0.0, 0
-        for paragraph in held_out_paragraphs():
-            ids = paragraph_ids(encoder, paragraph).to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            nats += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-            num_bytes += len(paragraph.encode())
-        model.train(was_training)
+        with evaluating(model):
+            for paragraph in held_out_paragraphs():
+                nats += float(paragraph_nll(model, encoder, paragraph))
+                num_bytes += len(paragraph.encode())
         return {self.name: Score(nats / math.log(2) / num_bytes, higher_is_better=False)}
