@@ -211,11 +211,14 @@ def is_accepted(example: Example, text: str, finish_reason: str) -> bool:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is, at any moment, either absent (or old) or complete."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _read_whole_lines(partial: Path) -> dict[tuple[str, int], dict[str, Any]]:

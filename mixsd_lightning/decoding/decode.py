@@ -100,7 +100,7 @@ def decode(
     in_flight = list(range(num_entries))
     # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
     # the products themselves.
-    autocast = torch.is_autocast_enabled() and model.device.type != "cpu"
+    autocast = model.device.type != "cpu" and torch.is_autocast_enabled(model.device.type)
     with evaluating(model), torch.autocast(model.device.type, enabled=autocast):
         rows = CachedRows(model, [prompt for prompts_B in prompts_CB for prompt in prompts_B])
         for position in range(max_new_tokens):

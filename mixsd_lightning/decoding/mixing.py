@@ -34,7 +34,7 @@ class MixingSettings:
     @property
     def is_deterministic(self) -> bool:
         """Whether every attempt at a completion must give the same one."""
-        return self.temperature == 0 and self.mixing_rate in (0.0, 1.0)
+        return (self.temperature == 0 or self.top_k == 1) and self.mixing_rate in (0.0, 1.0)
 
 
 @dataclass(frozen=True)
