@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixsd_lightning.cli import MixSDCLI, default_precision, main
 
@@ -72,6 +73,12 @@ def test_six_steps_write_exactly_the_promised_files_and_validate_repeats_the_num
     assert expected <= lines[-1].keys()
     assert lines[0]["drift/l2"] == 0 < lines[1]["drift/l2"] < lines[2]["drift/l2"]
     assert lines[0]["retention/kept"] == 1 != lines[2]["retention/kept"]
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for tag in ("drift/l2", "memorization/train", "retention/kept"):
+        shown = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert shown == [(line["step"], pytest.approx(line[tag])) for line in lines]
 
     printed = capsys.readouterr().out
     for words in (

@@ -229,6 +229,8 @@ class KnowledgeModule(LightningModule):
             self.log(f"memorization/{split}_loose", scores["loose"])
             self.log(f"memorization/{split}_count", scores["count"])
         self.log_dict(self.target_statistics)
+        # Lightning's name for the step axis; its own count is one behind, and zero when a checkpoint is validated.
+        self.log("step", float(self.completed_steps))
 
     @override
     def on_test_epoch_start(self) -> None:
