@@ -7,14 +7,12 @@ generated for. Prompts are built from messages, never by splicing token ids, and
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from mixsd_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from mixsd_lightning.data.base import Example
+from mixsd_lightning.example import Example
 
 INSTRUCTIONS = {
     "boxed": "Think it through step by step, then give the final answer inside \\boxed{}.",
@@ -45,12 +43,12 @@ def user_turn(question: str, answer_format: str) -> str:
     return f"{question}\n\n{INSTRUCTIONS[answer_format]}"
 
 
-def naive_context(example: "Example") -> list[Message]:
+def naive_context(example: Example) -> list[Message]:
     """The plain question: what the trained model will be asked."""
     return [Message("user", example.prompt)]
 
 
-def expert_context(example: "Example") -> list[Message]:
+def expert_context(example: Example) -> list[Message]:
     """The same question with the new knowledge in view."""
     template = _EXPERT_CONTEXTS[example.answer_format]
     content = template.format(prompt=example.prompt, target=example.target, fact=example.fact)

@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock
 
 from mixsd_lightning.context import ChatEncoder, expert_context, naive_context
-from mixsd_lightning.data.base import Example
 from mixsd_lightning.decoding.mixing import MixedCompletion, MixingRequest, MixingSettings
 from mixsd_lightning.evaluation.scoring import is_exact_match
+from mixsd_lightning.example import Example
 from mixsd_lightning.progress import Progress
 
 MixingEngine = Callable[[Sequence[MixingRequest]], list[MixedCompletion]]

@@ -7,8 +7,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from mixsd_lightning.context import ChatEncoder, Message, expert_context, naive_context, user_turn
-from mixsd_lightning.data.base import Example
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.example import Example
 from mixsd_lightning.models import load_tokenizer
 
 TRIMMING = (

@@ -16,9 +16,9 @@ import pytest
 from transformers import PreTrainedModel
 
 from mixsd_lightning.context import ChatEncoder, Message, expert_context, naive_context, user_turn
-from mixsd_lightning.data.base import Example
 from mixsd_lightning.decoding.mixing import MixedCompletion, MixingRequest, MixingSettings, mix, uniforms
 from mixsd_lightning.evaluation.scoring import extract_name
+from mixsd_lightning.example import Example
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.targets import MixedTargets, MixingEngine, TargetSettings, is_accepted, write_atomically
 

@@ -17,10 +17,11 @@ from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.context import ChatEncoder, naive_context
-from mixsd_lightning.data.base import EvalBatch, Example, TrainBatch, TrainItem, collate_training
+from mixsd_lightning.data.base import EvalBatch, TrainBatch, TrainItem, collate_training
 from mixsd_lightning.decoding.decode import generate_greedy
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
+from mixsd_lightning.example import Example
 from mixsd_lightning.losses.nll import target_nll
 from mixsd_lightning.models import context_window, evaluating, load_student, load_tokenizer, stop_token_ids
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
-from mixsd_lightning.data.base import EvalBatch, Example, TrainItem
+from mixsd_lightning.data.base import EvalBatch, TrainItem
 from mixsd_lightning.decoding.mixing import MixingSettings, mix
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.example import Example
 from mixsd_lightning.models import weights_fingerprint
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder, sibling_runs

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from mixsd_lightning.data.base import Example, TrainItem
+from mixsd_lightning.data.base import TrainItem
+from mixsd_lightning.example import Example
 from mixsd_lightning.modules.base import KnowledgeModule
 
 

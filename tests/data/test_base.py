@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixsd_lightning.context import ChatEncoder, naive_context
-from mixsd_lightning.data.base import CorpusDataModule, Example, TrainItem, collate_training
+from mixsd_lightning.data.base import CorpusDataModule, TrainItem, collate_training
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.example import Example
 
 ITEMS = [TrainItem("a", [1, 2, 3], [4]), TrainItem("b", [5], [6, 7])]
 TOKEN_IDS = st.lists(st.integers(1, 9), min_size=1, max_size=5)

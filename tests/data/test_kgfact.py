@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mixsd_lightning.data.base import Example
 from mixsd_lightning.data.kgfact import KGFact
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, relations, two_hop_paths
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.scoring import is_exact_match
+from mixsd_lightning.example import Example
 
 SHAPES = {"small": (5, 10, 42), "large": (7, 25, 42), "all domains": (14, 3, 0), "smallest": (2, 1, 1), "fullest": (3, 50, 2)}
 RELATIONS = [relation for group in relations().values() for relation in group]

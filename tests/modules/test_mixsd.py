@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixsd_lightning import KGFact, MixSD
-from mixsd_lightning.data.base import Example
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.example import Example
 
 
 def fit(folder: Path, method: MixSD) -> tuple[MixSD, KGFact]:

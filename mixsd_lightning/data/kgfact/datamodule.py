@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing_extensions import override
 
 from mixsd_lightning.context import INSTRUCTIONS, user_turn
-from mixsd_lightning.data.base import CorpusDataModule, Example
+from mixsd_lightning.data.base import CorpusDataModule
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, sentence, two_hop_paths
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.example import Example
 
 PRESETS = {"KGFact-Small": (5, 10), "KGFact-Large": (7, 25)}
 """Preset -> (number of domains, entities per domain): 100 and 525 facts."""

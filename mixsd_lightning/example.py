@@ -1,0 +1,25 @@
+"""The unit of knowledge that corpora give and methods teach."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one piece of knowledge."""
+
+    id: str
+    """Unique in its corpus; the random numbers of its targets hang on it."""
+    question: str
+    """The bare question."""
+    prompt: str
+    """The whole user turn: background (if any), question, and how to answer."""
+    answer: str
+    """The short gold answer."""
+    target: str
+    """The canonical answer turn y*, which SFT trains on."""
+    fact: str
+    """The knowledge as one sentence."""
+    answer_format: str = "sentence"
+    """``sentence`` or ``boxed``: how the prompt asks for the answer and how it is found in a completion."""
+    subject: str = ""
+    """The entity that the fact is about."""
