@@ -32,7 +32,8 @@ class AnswerAccuracy(Metric):
         self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
-        return {"strict": self.strict / self.count, "loose": self.loose / self.count, "count": self.count}
+        asked = self.count.clamp(min=1)
+        return {"strict": self.strict / asked, "loose": self.loose / asked, "count": self.count}
 
 
 def wilson_interval(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -25,6 +25,9 @@ from mixsd_lightning.example import Example
 from mixsd_lightning.losses.nll import target_nll
 from mixsd_lightning.models import context_window, evaluating, load_student, load_tokenizer, stop_token_ids
 
+TAUGHT = "taught"
+"""Stands beside the names of splits: the training questions that have a target (MixSD may have dropped some)."""
+
 
 class KnowledgeModule(LightningModule):
     """Base of all methods. A subclass says what the student is trained on (:meth:`training_items`)."""
@@ -66,9 +69,11 @@ class KnowledgeModule(LightningModule):
         self.completed_steps = 0
         """Optimizer steps behind the weights that are loaded now."""
         self.accuracies: dict[str, AnswerAccuracy] = {}
-        """Memorization metrics of the validation that runs now, by split."""
+        """Memorization metrics of the validation that runs now, by split and for :data:`TAUGHT`."""
         self.target_statistics: dict[str, float] = {}
         """What the training targets are like (`targets/...`), logged with every validation of a fit."""
+        self.taught_ids: set[str] = set()
+        """Examples that training has a target for."""
         self._num_target_tokens = torch.tensor(0.0)
 
     def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
@@ -124,6 +129,7 @@ class KnowledgeModule(LightningModule):
     def on_fit_start(self) -> None:
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
         items = self.training_items(corpus.split(corpus.train_split))
+        self.taught_ids = {item.example_id for item in items}
         with self.base_model() as base:
             self.target_statistics["targets/nll_base"] = self.mean_target_nll(base, items, corpus.batch_size)
 
@@ -209,7 +215,8 @@ class KnowledgeModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         # One for every split on every rank, whether or not the rank gets a batch of it: computing them is collective.
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.accuracies = {split: AnswerAccuracy().to(self.device) for split in corpus.eval_splits}
+        names = [*corpus.eval_splits, *([TAUGHT] if self.taught_ids and corpus.train_split in corpus.eval_splits else [])]
+        self.accuracies = {name: AnswerAccuracy().to(self.device) for name in names}
 
     @override
     def validation_step(  # type: ignore[override]
@@ -217,9 +224,9 @@ class KnowledgeModule(LightningModule):
     ) -> list[str]:
         """Answer the questions of a batch greedily and score the answers; returns the answers."""
         answers = self.answer(batch.prompts)
-        accuracy = self.accuracies[batch.split]
         for example, answer in zip(batch.examples, answers, strict=True):
-            accuracy.update(answer, example.answer, example.question, example.answer_format)
+            for name in (batch.split, TAUGHT) if example.id in self.taught_ids else (batch.split,):
+                self.accuracies[name].update(answer, example.answer, example.question, example.answer_format)
         return answers
 
     @override

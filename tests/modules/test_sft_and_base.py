@@ -121,3 +121,17 @@ def test_a_checkpoint_loads_from_python(tiny_model_path: str, tmp_path: Path) ->
     assert loaded.completed_steps == 1
     for one, other in zip(method.student.parameters(), loaded.student.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_questions_that_have_a_target_are_also_counted_apart(tiny_model_path: str, tmp_path: Path) -> None:
+    method, corpus = SFT(tiny_model_path, max_new_tokens=4), tiny_corpus()
+    method.taught_ids = {example.id for example in corpus.split("train")[:3]}
+    (scores,) = quiet_trainer(tmp_path, limit_val_batches=None).validate(method, corpus, verbose=False)
+    assert scores["memorization/train_count"] == 8
+    assert scores["memorization/taught_count"] == 3
+
+
+def test_fit_knows_what_it_teaches(tiny_model_path: str, tmp_path: Path) -> None:
+    method, corpus = SFT(tiny_model_path), tiny_corpus()
+    quiet_trainer(tmp_path).fit(method, corpus)
+    assert method.taught_ids == {example.id for example in corpus.split("train")}
