@@ -5,6 +5,8 @@ generated for. Prompts are built from messages, never by splicing token ids, and
 (a user's fact may contain ``<|im_end|>``) is encoded as plain text.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -80,6 +82,15 @@ class ChatEncoder:
     def target(self, text: str) -> list[int]:
         """Token ids of an assistant turn: the text, as plain text, and the end-of-turn token."""
         return [*self._encode_plain(text), self.end_of_turn_id]
+
+    def inside_text(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """Token ids of a piece of text where it stands inside a sentence: after a space, and without one."""
+        return tuple(tuple(self._encode_plain(start + text)) for start in (" ", ""))
+
+    def fingerprint(self) -> str:
+        """Short digest of the vocabulary and the chat template."""
+        content = [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion, without special tokens and surrounding white space."""

@@ -13,7 +13,7 @@ class Progress:
     ``with Progress("Building targets", 100) as progress: progress.advance("12 accepted")``
     """
 
-    def __init__(self, description: str, total: int, completed: int = 0) -> None:
+    def __init__(self, description: str, total: int, shown: bool = True) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -22,8 +22,9 @@ class Progress:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            disable=not shown,
         )
-        self._task = self._bar.add_task(description, total=total, completed=completed, note="")
+        self._task = self._bar.add_task(description, total=total, note="")
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -25,6 +25,8 @@ class TrainItem:
     example_id: str
     prompt_ids: list[int]
     target_ids: list[int]
+    base_nll: float | None = None
+    """Summed NLL of the target under the base model, where it is known."""
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Batched decoding over key-value caches, in pure torch: one context or two contexts that share a completion."""
+"""Batched decoding over key-value caches, in pure torch: greedy answers, and mixtures of two contexts."""

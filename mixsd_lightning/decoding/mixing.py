@@ -2,21 +2,18 @@
 
 At each position a coin picks the *naive* context with probability ``mixing_rate`` and the *expert* context otherwise; the
 token comes from the picked conditional alone and is appended to the prefix that both contexts see next. Above temperature
-0 this is exact ancestral sampling from ``mixing_rate * p_naive + (1 - mixing_rate) * p_expert``.
+0 this is exact ancestral sampling from ``mixing_rate * p_naive + (1 - mixing_rate) * p_expert``. Attempts whose answer is
+wrong are made again with new coins, and the first right one by number is the target.
 
-Shapes: B completions in flight, V vocabulary.
+This file says what the process is; :mod:`mixsd_lightning.decoding.engine` runs it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from mixsd_lightning.decoding.decode import Completion, decode
 
 NAIVE, EXPERT = 0, 1
 
@@ -30,6 +27,8 @@ class MixingSettings:
     top_k: int = 64
     max_new_tokens: int = 48
     seed: int = 42
+    protect_answer: bool = False
+    """Take the expert's token, whatever the coin says, where it is one of :func:`continuations`."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -38,79 +37,117 @@ class MixingSettings:
 
 
 @dataclass(frozen=True)
-class MixingRequest:
-    """One attempt at one completion. The first three fields alone decide its random numbers."""
+class MixingTask:
+    """One completion that is wanted. Its id and generation alone decide its random numbers."""
 
     example_id: str
     generation: int
-    attempt: int
     naive_prompt: Sequence[int]
     expert_prompt: Sequence[int]
+    answers: tuple[tuple[int, ...], ...] = ()
+    """Encodings of the gold answer, for ``protect_answer``."""
 
 
 @dataclass
-class MixedCompletion(Completion):
-    """A completion and, for each of its tokens, whether the expert context supplied it."""
+class MixedCompletion:
+    """Generated token ids (with the stop token, if there is one) and where they came from."""
 
+    token_ids: list[int] = field(default_factory=list)
     from_expert: list[bool] = field(default_factory=list)
+    """For each token, whether the expert context supplied it."""
+    finish_reason: str = ""
+    """``stop``, ``max_new_tokens`` or ``repetition``."""
 
 
-def uniforms(request: MixingRequest, seed: int, num_positions: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of shape ``[num_positions, 2]``: the coin and the sampling draw of each position.
+class MixingResult(NamedTuple):
+    """What became of a task: its first accepted attempt, or its last."""
 
-    Counter-based: a number is a function of (seed, example id, generation, attempt, position) and of nothing else, so a
-    target does not depend on batch size, order, rank, or on a resumed run.
+    task: MixingTask
+    attempt: int
+    """Number of the attempt, from 1."""
+    completion: MixedCompletion
+    accepted: bool
+
+
+AcceptRule = Callable[[MixingTask, MixedCompletion], bool]
+"""Whether a completion may become the target of a task."""
+
+
+@dataclass
+class Statistics:
+    """What an engine has done so far."""
+
+    attempts: int = 0
+    """Attempts that ended, needed or not."""
+    accepted: int = 0
+    completion_tokens: int = 0
+    """Tokens of those attempts."""
+    forwards: int = 0
+    evaluated_tokens: int = 0
+    """Tokens that were run, each under one context; prompts included."""
+    guessed: int = 0
+    guessed_right: int = 0
+
+
+class Engine(Protocol):
+    """Anything that runs the process: all engines give the same results, in an order of their own."""
+
+    statistics: Statistics
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on, beside tasks and accept rule: settings by name, and the model."""
+        ...
+
+    def generate(self, tasks: Sequence[MixingTask], accept: AcceptRule, max_attempts: int) -> Iterator[MixingResult]:
+        """Attempt every task until a completion is accepted or ``max_attempts`` are made."""
+        ...
+
+    def log_probs(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token of each completion after its prompt, in nats, at temperature 1."""
+        ...
+
+
+def draws(task: MixingTask, attempt: int, settings: MixingSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Contexts that the coins of an attempt pick, and a uniform number in [0, 1) for each token's draw.
+
+    Counter-based: both are functions of (seed, example id, generation, attempt, position) and of nothing else, so a target
+    does not depend on batch size, order, rank, or on a resumed run. The coins are known before the first token is.
     """
-    key = f"{seed}|{request.example_id}|{request.generation}|{request.attempt}".encode()
+    key = f"{settings.seed}|{task.example_id}|{task.generation}|{attempt}".encode()
     words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=words)).random((num_positions, 2))
+    uniforms_T2 = np.random.Generator(np.random.Philox(key=words)).random((settings.max_new_tokens, 2))
+    return np.where(uniforms_T2[:, 0] < settings.mixing_rate, NAIVE, EXPERT), uniforms_T2[:, 1]
 
 
-def mix(
-    model: PreTrainedModel, requests: Sequence[MixingRequest], settings: MixingSettings, stop_ids: frozenset[int]
-) -> list[MixedCompletion]:
-    """Generate one mixed completion for each request, all in one batch. Loops are cut short (``repetition``)."""
-    draws = np.stack([uniforms(request, settings.seed, settings.max_new_tokens) for request in requests])
-    coins_BT = torch.from_numpy(draws[..., 0])
-    branches_BT = torch.where(coins_BT < settings.mixing_rate, NAIVE, EXPERT)
-    prompts_CB = [[request.naive_prompt for request in requests], [request.expert_prompt for request in requests]]
-    # At rate 0 and 1 one context is never picked: it need not be computed.
-    contexts = [context for context in (NAIVE, EXPERT) if bool((branches_BT == context).any())]
+def continuations(answers: Sequence[Sequence[int]], token_ids: Sequence[int]) -> set[int]:
+    """Tokens that go on with an answer that the text is in the middle of.
 
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        branches_B = branches_BT[in_flight, position].to(logits_CBV.device)
-        picked_BV = logits_CBV[0] if len(contexts) == 1 else logits_CBV[branches_B, torch.arange(len(in_flight))]
-        return sample(picked_BV, settings.temperature, settings.top_k, torch.from_numpy(draws[in_flight, position, 1]))
+    The text is in the middle of an answer if it ends with a prefix of it, of one token at least.
 
-    completions = decode(
-        model,
-        [prompts_CB[context] for context in contexts],
-        choose,
-        max_new_tokens=settings.max_new_tokens,
-        stop_ids=stop_ids,
-        stop_on_repetition=True,
-    )
-    return [
-        MixedCompletion(c.token_ids, c.finish_reason, (branches_BT[index, : len(c.token_ids)] == EXPERT).tolist())
-        for index, c in enumerate(completions)
-    ]
-
-
-def sample(logits_BV: Tensor, temperature: float, top_k: int, uniforms_B: Tensor) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution at a given uniform number.
-
-    Args:
-        logits_BV: Unscaled logits.
-        temperature: 0 takes the most probable token.
-        top_k: Draw from the k most probable tokens, renormalised; 0 for all.
-        uniforms_B: Numbers in [0, 1), one a row, on the CPU: the draw is made there in float64, which not every device has,
-            so that all devices draw alike.
+    >>> continuations([[7, 8, 9]], [1, 7, 8]), continuations([[7, 8, 9]], [7, 8, 1]), continuations([[7, 8, 9]], [])
+    ({9}, set(), set())
     """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    num_kept = min(top_k, logits_BV.shape[-1]) if top_k else logits_BV.shape[-1]
-    logits_BK, ids_BK = logits_BV.topk(num_kept, dim=-1)
-    cumulative_BK = (logits_BK.cpu().double() / temperature).softmax(-1).cumsum(-1)
-    # Rounding can leave the last cumulative value just below 1, so the index is held inside the support.
-    index_B = torch.searchsorted(cumulative_BK, uniforms_B[:, None], right=True).clamp(max=num_kept - 1)
-    return ids_BK.gather(-1, index_B.to(ids_BK.device)).squeeze(-1)
+    return {
+        answer[length]
+        for answer in answers
+        for length in range(1, min(len(answer), len(token_ids) + 1))
+        if tuple(token_ids[-length:]) == tuple(answer[:length])
+    }
+
+
+def is_looping(token_ids: Sequence[int], longest_period: int = 16) -> bool:
+    """Whether the end of a sequence repeats itself: at least four times over and over at least sixteen tokens.
+
+    >>> is_looping([5, 1, 2, 3] + [1, 2, 3] * 5)
+    True
+    >>> is_looping([7] * 15)
+    False
+    """
+    for period in range(1, longest_period + 1):
+        span = max(4 * period, 16)
+        if len(token_ids) < span:
+            continue
+        tail = token_ids[-span:]
+        if all(tail[index] == tail[index - period] for index in range(period, span)):
+            return True
+    return False

@@ -4,7 +4,7 @@ Shapes: B batch, L sequence, T target length, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from typing_extensions import override
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.context import ChatEncoder, naive_context
 from mixsd_lightning.data.base import EvalBatch, TrainBatch, TrainItem, collate_training
-from mixsd_lightning.decoding.decode import generate_greedy
+from mixsd_lightning.decoding.greedy import generate_greedy
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
 from mixsd_lightning.example import Example
@@ -114,13 +114,17 @@ class KnowledgeModule(LightningModule):
             self.student = load_student(self.model_name_or_path, self.trust_remote_code)
 
     @contextmanager
-    def base_model(self) -> Iterator[PreTrainedModel]:
-        """The untrained model, on this module's device: the student itself until its first step, a fresh copy later."""
+    def base_model(self, device: str | None = None) -> Iterator[PreTrainedModel]:
+        """The untrained model: the student itself until its first step, a fresh copy later.
+
+        Args:
+            device: Where a copy goes; this module's device by default.
+        """
         if self.completed_steps == 0:
             yield self.student
         else:
             base = load_student(self.model_name_or_path, self.trust_remote_code)
-            base.to(device=self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
+            base.to(device=device or self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
             yield base
 
     # --- training ------------------------------------------------------------------------------------------------------
@@ -128,10 +132,18 @@ class KnowledgeModule(LightningModule):
     @override
     def on_fit_start(self) -> None:
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        items = self.training_items(corpus.split(corpus.train_split))
+        self.describe_items(self.training_items(corpus.split(corpus.train_split)))
+
+    def describe_items(self, items: Sequence[TrainItem]) -> None:
+        """Note what is being taught: which examples, and how probable their targets are under the base model."""
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
         self.taught_ids = {item.example_id for item in items}
-        with self.base_model() as base:
-            self.target_statistics["targets/nll_base"] = self.mean_target_nll(base, items, corpus.batch_size)
+        unknown = [item for item in items if item.base_nll is None]
+        known_nll = sum(item.base_nll for item in items if item.base_nll is not None)
+        num_tokens = sum(len(item.target_ids) for item in items)
+        with self.base_model() if unknown else nullcontext() as base:
+            nll = known_nll + (self.summed_nll(base, unknown, corpus.batch_size) if base else 0.0)
+        self.target_statistics["targets/nll_base"] = nll / max(1, num_tokens)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -199,15 +211,14 @@ class KnowledgeModule(LightningModule):
         return target_nll(logits_BTV, batch.target_ids_BT, batch.target_mask_BT)
 
     @torch.no_grad()
-    def mean_target_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> float:
-        """NLL per token of training targets under ``model`` and the naive prompt, in nats (token-weighted)."""
-        total, count = 0.0, 0
+    def summed_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> float:
+        """NLL of training targets under ``model`` and the naive prompt, in nats."""
+        total = 0.0
         with evaluating(model):
             for start in range(0, len(items), batch_size):
                 batch = collate_training(items[start : start + batch_size]).to(self.device)
-                nll_sum, num_tokens = self.batch_nll(model, batch)
-                total, count = total + float(nll_sum), count + int(num_tokens)
-        return total / max(1, count)
+                total += float(self.batch_nll(model, batch)[0])
+        return total
 
     # --- memorization --------------------------------------------------------------------------------------------------
 

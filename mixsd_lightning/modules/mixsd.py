@@ -1,20 +1,23 @@
 """MixSD (arXiv 2605.16865): supervised fine-tuning on targets that the base model itself wrote."""
 
-from collections.abc import Sequence
-from functools import partial
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.data.base import EvalBatch, TrainItem
-from mixsd_lightning.decoding.mixing import MixingSettings, mix
+from mixsd_lightning.decoding.engine import MixingEngine
+from mixsd_lightning.decoding.mixing import MixingSettings
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
-from mixsd_lightning.models import weights_fingerprint
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder, sibling_runs
-from mixsd_lightning.targets import MixedTargets, TargetSettings
+from mixsd_lightning.targets import MixedTargets, Shard, TargetSettings
 
 
 class MixSD(KnowledgeModule):
@@ -33,7 +36,10 @@ class MixSD(KnowledgeModule):
         top_k: int = 64,
         num_generations: int = 1,
         max_attempts: int = 30,
+        protect_answer: bool = False,
         on_reject: Literal["drop", "gold", "fact", "keep"] = "drop",
+        refresh_every_n_epochs: int = 0,
+        refresh_device: str | None = None,
         generation_batch_size: int = 32,
         mixing_seed: int = 42,
         learning_rate: float = 1e-4,
@@ -50,9 +56,14 @@ class MixSD(KnowledgeModule):
             top_k: Sample from the k most probable tokens (0: from all); only above temperature 0.
             num_generations: Targets per example.
             max_attempts: Attempts per target until its answer is right.
+            protect_answer: Beyond the paper: while the expert goes on writing the gold answer's tokens, take its token
+                whatever the coin says, so that invented names survive a high `mixing_rate`.
             on_reject: What becomes of an example without a right target: `drop` it, train on the `gold` answer turn or on
                 the `fact` sentence instead, or `keep` the last attempt.
-            generation_batch_size: Attempts that are generated at once.
+            refresh_every_n_epochs: Build new targets, with new coins, every n epochs; 0 builds them once.
+            refresh_device: Device that holds a copy of the base model while targets are built anew, such as `cpu` or
+                `cuda:1`; the student's by default.
+            generation_batch_size: Targets in flight at once.
             mixing_seed: Decides all coins and draws of the targets.
             learning_rate: Of AdamW, after the warm-up; constant from then on.
             weight_decay: Of AdamW.
@@ -74,10 +85,17 @@ class MixSD(KnowledgeModule):
         ):
             if value < 1:
                 raise UserError(f"--model.{flag} must be at least 1, got {value}.")
-        mixing = MixingSettings(mixing_rate, temperature, top_k, max_new_tokens, mixing_seed)
+        if refresh_every_n_epochs < 0:
+            raise UserError(
+                f"--model.refresh_every_n_epochs must be at least 1, or 0 for never, got {refresh_every_n_epochs}."
+            )
+        mixing = MixingSettings(mixing_rate, temperature, top_k, max_new_tokens, mixing_seed, protect_answer)
         self.target_settings = TargetSettings(mixing, num_generations, max_attempts)
         self.on_reject = on_reject
+        self.refresh_every_n_epochs = refresh_every_n_epochs
+        self.refresh_device = refresh_device
         self.generation_batch_size = generation_batch_size
+        self._refresh: int | None = None
         self.records: list[dict[str, Any]] = []
         """The mixed targets, once they are built."""
 
@@ -92,9 +110,10 @@ class MixSD(KnowledgeModule):
             )
 
     @override
-    def on_fit_start(self) -> None:
-        self.build_targets()
-        super().on_fit_start()
+    def setup(self, stage: str) -> None:
+        if self.refresh_every_n_epochs:
+            # Every epoch asks for its items, so that a run that is resumed between two refreshes has the right ones.
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
 
     @override
     def on_predict_start(self) -> None:
@@ -106,14 +125,21 @@ class MixSD(KnowledgeModule):
         ids = {example.id for example in batch.examples}
         return [record for record in self.records if record["id"] in ids]
 
-    def build_targets(self) -> None:
-        """Build the targets of the training split into the run folder, or reuse those that a run beside it has built."""
-        folder = run_folder(self.trainer) / "targets"
+    def build_targets(self, refresh: int = 0) -> None:
+        """Build the targets of the training split into the run folder, or reuse those that a run beside it has built.
+
+        Args:
+            refresh: How often targets were built anew before; each time has coins of its own.
+        """
+        targets = self._targets(first_generation=refresh * self.target_settings.num_generations)
         earlier = [run / "targets" for run in sibling_runs(self.trainer)]
-        with self.base_model() as base:
-            targets = self._targets(weights_fingerprint(base))
-            engine = partial(mix, base, settings=self.target_settings.mixing, stop_ids=self.stop_ids)
-            self.records = targets.build(folder, engine, self.generation_batch_size, earlier)
+        name = f"mixed-{refresh}" if refresh else "mixed"
+        strategy = self.trainer.strategy
+        shard = Shard(self.trainer.global_rank, self.trainer.world_size, strategy.barrier)
+        with self.base_model(self.refresh_device) as base, self._target_folder() as folder:
+            engine = MixingEngine(base, self.target_settings.mixing, self.stop_ids, self.generation_batch_size)
+            self.records = targets.build(folder, engine, earlier, name, shard)
+        self._refresh = refresh
         accepted = [record["mix_meta"] for record in self.records if record["mix_meta"]["correct"]]
         tokens = sum(meta["num_tokens"] for meta in accepted)
         naive_tokens = sum(meta["student_token_fraction"] * meta["num_tokens"] for meta in accepted)
@@ -128,22 +154,37 @@ class MixSD(KnowledgeModule):
         self.print(
             f"Mixed targets: {len(accepted)} of {len(self.records)} accepted in "
             f"{self.target_statistics['targets/attempts']:.0f} attempts, "
-            f"{len(self.records) - len(accepted)} {fate[self.on_reject]} ({folder / targets.file_name})"
+            f"{len(self.records) - len(accepted)} {fate[self.on_reject]} ({folder / name}.jsonl)"
         )
 
-    def _targets(self, model_fingerprint: str = "") -> MixedTargets:
+    def _targets(self, first_generation: int = 0) -> MixedTargets:
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        return MixedTargets(corpus.split(corpus.train_split), self.encoder, self.target_settings, model_fingerprint)
+        return MixedTargets(corpus.split(corpus.train_split), self.encoder, self.target_settings, first_generation)
+
+    @contextmanager
+    def _target_folder(self) -> Iterator[Path]:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with tempfile.TemporaryDirectory() as folder:  # it is to leave nothing behind
+                yield Path(self.trainer.strategy.broadcast(folder))
+        else:
+            yield run_folder(self.trainer) / "targets"
 
     @override
     def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
+        refresh = self.trainer.current_epoch // self.refresh_every_n_epochs if self.refresh_every_n_epochs else 0
+        is_refreshed = self._refresh is not None and refresh != self._refresh
+        if refresh != self._refresh:
+            self.build_targets(refresh)
         by_id = {example.id: example for example in examples}
         items = []
         for record in self.records:
             example = by_id[record["id"]]
             if record["mix_meta"]["correct"] or self.on_reject == "keep":
-                items.append(self.supervised_item(example, record["token_ids"]))
+                item = self.supervised_item(example, record["token_ids"])
+                items.append(replace(item, base_nll=-sum(record["naive_log_probs"])))
             elif self.on_reject != "drop":
                 text = example.target if self.on_reject == "gold" else example.fact
                 items.append(self.supervised_item(example, self.encoder.target(text)))
+        if is_refreshed:
+            self.describe_items(items)
         return items

@@ -1,9 +1,9 @@
-"""Batched decoding of completions under one or several contexts.
+"""Batched greedy decoding, for answers that are scored. It works with every causal language model of transformers.
 
-Shapes: C contexts, B completions in flight, V vocabulary, L cached length.
+Shapes: N completions in flight, V vocabulary, L cached length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +12,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mixsd_lightning.models import evaluating
 
-ChooseToken = Callable[[list[int], int, Tensor], Tensor]
-"""``(indices of the completions in flight, position, logits_CBV) -> token ids [B]``."""
-
 
 @dataclass
 class Completion:
@@ -22,7 +19,7 @@ class Completion:
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
-    """``stop``, ``max_new_tokens`` or ``repetition``."""
+    """``stop`` or ``max_new_tokens``."""
 
 
 class CachedRows:
@@ -72,62 +69,6 @@ class CachedRows:
         self.logits_NV = output.logits[:, -1].float()
 
 
-@torch.no_grad()
-def decode(
-    model: PreTrainedModel,
-    prompts_CB: Sequence[Sequence[Sequence[int]]],
-    choose: ChooseToken,
-    *,
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
-    stop_on_repetition: bool = False,
-) -> list[Completion]:
-    """Generate one completion for each of B entries, each seen under all of C contexts at once.
-
-    The contexts of an entry share its completion: at every position ``choose`` sees the logits of all contexts and picks
-    one token, which is appended to all of them. Finished entries leave the batch.
-
-    Args:
-        model: A causal language model; it is put into eval mode for the call.
-        prompts_CB: Prompt token ids, by context, then by entry.
-        choose: Picks the next token of each entry in flight.
-        max_new_tokens: Longest completion, stop token included.
-        stop_ids: Tokens that end a completion.
-        stop_on_repetition: Also end a completion that :func:`is_looping`.
-    """
-    num_contexts, num_entries = len(prompts_CB), len(prompts_CB[0])
-    completions = [Completion() for _ in range(num_entries)]
-    in_flight = list(range(num_entries))
-    # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
-    # the products themselves.
-    autocast = model.device.type != "cpu" and torch.is_autocast_enabled(model.device.type)
-    with evaluating(model), torch.autocast(model.device.type, enabled=autocast):
-        rows = CachedRows(model, [prompt for prompts_B in prompts_CB for prompt in prompts_B])
-        for position in range(max_new_tokens):
-            logits_CBV = rows.logits_NV.view(num_contexts, len(in_flight), -1)
-            tokens = choose(in_flight, position, logits_CBV)
-            staying: list[int] = []
-            for slot, (entry, token) in enumerate(zip(in_flight, tokens.tolist(), strict=True)):
-                completion = completions[entry]
-                completion.token_ids.append(token)
-                if token in stop_ids:
-                    completion.finish_reason = "stop"
-                elif stop_on_repetition and is_looping(completion.token_ids):
-                    completion.finish_reason = "repetition"
-                elif position + 1 == max_new_tokens:
-                    completion.finish_reason = "max_new_tokens"
-                else:
-                    staying.append(slot)
-            if not staying:
-                break
-            if len(staying) < len(in_flight):
-                rows.keep([context * len(in_flight) + slot for context in range(num_contexts) for slot in staying])
-                in_flight = [in_flight[slot] for slot in staying]
-                tokens = tokens[staying]
-            rows.append(tokens.repeat(num_contexts))
-    return completions
-
-
 def generate_greedy(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -136,36 +77,53 @@ def generate_greedy(
     stop_ids: frozenset[int],
     batch_size: int = 64,
 ) -> list[Completion]:
-    """Greedy completions of ``prompts``, in order; the most probable token at every position."""
+    """Greedy completions of ``prompts``, in order; the most probable token at every position.
+
+    Args:
+        model: A causal language model; it is put into eval mode for the call.
+        prompts: Prompt token ids.
+        max_new_tokens: Longest completion, stop token included.
+        stop_ids: Tokens that end a completion.
+        batch_size: Prompts answered at once.
+    """
     # Similar lengths together, so that little of a batch is padding.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        batch = decode(
-            model,
-            [[prompts[index] for index in indices]],
-            lambda _in_flight, _position, logits_CBV: logits_CBV[0].argmax(-1),
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-        )
+        batch = _generate_batch(model, [prompts[index] for index in indices], max_new_tokens, stop_ids)
         completions.update(zip(indices, batch, strict=True))
     return [completions[index] for index in range(len(prompts))]
 
 
-def is_looping(token_ids: Sequence[int], longest_period: int = 16) -> bool:
-    """Whether the end of a sequence repeats itself: at least four times over and over at least sixteen tokens.
-
-    >>> is_looping([5, 1, 2, 3] + [1, 2, 3] * 5)
-    True
-    >>> is_looping([7] * 15)
-    False
-    """
-    for period in range(1, longest_period + 1):
-        span = max(4 * period, 16)
-        if len(token_ids) < span:
-            continue
-        tail = token_ids[-span:]
-        if all(tail[index] == tail[index - period] for index in range(period, span)):
-            return True
-    return False
+@torch.no_grad()
+def _generate_batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+) -> list[Completion]:
+    completions = [Completion() for _ in prompts]
+    in_flight = list(range(len(prompts)))
+    # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
+    # the products themselves.
+    autocast = model.device.type != "cpu" and torch.is_autocast_enabled(model.device.type)
+    with evaluating(model), torch.autocast(model.device.type, enabled=autocast):
+        rows = CachedRows(model, prompts)
+        for position in range(max_new_tokens):
+            tokens = rows.logits_NV.argmax(-1)
+            staying: list[int] = []
+            for slot, (index, token) in enumerate(zip(in_flight, tokens.tolist(), strict=True)):
+                completion = completions[index]
+                completion.token_ids.append(token)
+                if token in stop_ids:
+                    completion.finish_reason = "stop"
+                elif position + 1 == max_new_tokens:
+                    completion.finish_reason = "max_new_tokens"
+                else:
+                    staying.append(slot)
+            if not staying:
+                break
+            if len(staying) < len(in_flight):  # finished prompts leave the batch
+                rows.keep(staying)
+                in_flight = [in_flight[slot] for slot in staying]
+                tokens = tokens[staying]
+            rows.append(tokens)
+    return completions

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from mixsd_lightning.decoding.decode import CachedRows, Completion, decode, generate_greedy, is_looping
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from mixsd_lightning.decoding.decode import CachedRows, Completion, decode, generate_greedy, is_looping
 
 END = 256
 LENGTHS = (1, 300, 2, 40, 9, 150, 41)

@@ -1,0 +1,358 @@
+"""The mixing process at full speed: many examples in flight, nothing computed twice.
+
+* The coins are drawn first, so it is known which context is needed where. The other is caught up later, in one go.
+* An example's attempts form a :class:`PrefixTree`: each pays only for what none before it computed.
+* All tokens of a step run in one packed forward (:class:`PrefixCache`); finished examples make room for the next at once.
+* A step has a fixed price and a price per token. As long as the first dominates, further attempts at the examples in flight
+  and guesses of the next tokens (:class:`NGramIndex`) go along, if the chance that they are needed is worth it.
+
+None of this changes a result: the first accepted attempt *by number* counts, and guesses are checked.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mixsd_lightning.decoding.drafts import NGramIndex
+from mixsd_lightning.decoding.mixing import (
+    EXPERT,
+    NAIVE,
+    AcceptRule,
+    MixedCompletion,
+    MixingResult,
+    MixingSettings,
+    MixingTask,
+    Statistics,
+    continuations,
+    draws,
+    is_looping,
+)
+from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
+from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
+from mixsd_lightning.decoding.sampling import supports
+from mixsd_lightning.decoding.scoring import completion_log_probs
+from mixsd_lightning.models import weights_fingerprint
+
+# Room that a row of the cache has for completions, in multiples of the longest: an attempt in progress takes up to two (it
+# has keys and values under both contexts), the rest is for what earlier attempts left.
+_ROOM = 4
+
+
+class MixingEngine:
+    """Runs the process on a transformers model (:class:`~mixsd_lightning.decoding.mixing.Engine`)."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: MixingSettings,
+        stop_ids: frozenset[int],
+        num_slots: int = 32,
+        tokens_per_step: float | None = None,
+    ) -> None:
+        """
+        Args:
+            model: The base model; it is in eval mode while it runs.
+            settings: How to mix.
+            stop_ids: Tokens that end a completion.
+            num_slots: Completions in flight at once.
+            tokens_per_step: Number of tokens that cost as much as the fixed part of a step; measured if not given. It
+                decides how much is computed on the chance that it is needed (0: nothing).
+        """
+        self._model = model
+        self._settings = settings
+        self._stop_ids = stop_ids
+        self._num_slots = num_slots
+        self._tokens_per_step = tokens_per_step
+        self.statistics = Statistics()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, the stop tokens, and the model with the precision that it runs in."""
+        device = self._model.device.type
+        autocast = device != "cpu" and torch.is_autocast_enabled(device)
+        precision = torch.get_autocast_dtype(device) if autocast else self._model.dtype
+        return {
+            "model_weights": weights_fingerprint(self._model),
+            "precision": str(precision).removeprefix("torch."),
+            "stop_ids": sorted(self._stop_ids),
+            **asdict(self._settings),
+        }
+
+    def log_probs(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token of each completion after its prompt, in nats, at temperature 1."""
+        return completion_log_probs(self._model, prompts, completions)
+
+    def generate(self, tasks: Sequence[MixingTask], accept: AcceptRule, max_attempts: int) -> Iterator[MixingResult]:
+        """Attempt every task until a completion is accepted or ``max_attempts`` are made; results come as they are ready.
+
+        Neighbouring tasks with the same prompts (generations of one example) share their computations.
+        """
+        waiting = deque(list(group) for _, group in groupby(tasks, key=lambda task: (task.naive_prompt, task.expert_prompt)))
+        num_rows = min(self._num_slots, len(waiting))
+        # The last row holds what all prompts begin with.
+        cache = PrefixCache(self._model, num_rows + 1)
+        cache.reserve(max(len(t.naive_prompt) + len(t.expert_prompt) for t in tasks) + _ROOM * self._settings.max_new_tokens)
+        shared = self._run_shared_prefix(cache, tasks)
+        free_rows = set(range(num_rows))
+        in_flight: list[_Example] = []
+        while waiting or in_flight:
+            while waiting and free_rows and sum(len(example.jobs) for example in in_flight) < self._num_slots:
+                row = min(free_rows)
+                free_rows.remove(row)
+                cache.copy(num_rows, row, range(shared))
+                in_flight.append(_Example(row, waiting.popleft(), self._settings, max_attempts, shared))
+            if not waiting and 2 * len(in_flight) <= cache.num_rows:
+                # What is left gets the room of what is done, and its rows stand together.
+                cache.keep([example.tree.row for example in in_flight])
+                cache.reserve(2 * cache.num_columns)
+                for row, example in enumerate(in_flight):
+                    example.tree.row = row
+            for example in in_flight:
+                yield from self._settle(cache, example, accept)
+            done = {example.tree.row for example in in_flight if not example.jobs}
+            free_rows |= done
+            in_flight = [example for example in in_flight if example.jobs]
+            if in_flight and not (waiting and done):  # rows that came free are filled first
+                self._step(cache, in_flight, accept)
+
+    def _run_shared_prefix(self, cache: PrefixCache, tasks: Sequence[MixingTask]) -> int:
+        """Run what all prompts begin with, once, in the last row; returns its length."""
+        row = cache.num_rows - 1
+        if self._tokens_per_step is None:
+            self._tokens_per_step = _measure_tokens_per_step(cache, row)
+        prompts = [prompt for task in tasks for prompt in (task.naive_prompt, task.expert_prompt)]
+        shared = common_prefix_length(prompts)
+        if shared:
+            self._run(cache, [Span(row, [], range(shared), prompts[0][:shared])])
+        return shared
+
+    def _run(self, cache: PrefixCache, spans: Sequence[Span]) -> torch.Tensor:
+        self.statistics.forwards += 1
+        self.statistics.evaluated_tokens += sum(len(span.columns) for span in spans)
+        return cache.forward(spans)
+
+    def _settle(self, cache: PrefixCache, example: "_Example", accept: AcceptRule) -> Iterator[MixingResult]:
+        """Bring every attempt to where a forward is needed, starting the next where one was rejected."""
+        for job in list(example.jobs):
+            ended = True
+            while ended and not job.is_done:
+                if not job.running:
+                    job.start(example.tree.root)
+                ended = False
+                for attempt in list(job.running):
+                    if attempt in job.running and not self._follow(job.task, attempt):
+                        self._end(cache, example, job, attempt, accept)
+                        ended = True
+            if job.is_done:
+                assert job.result is not None
+                example.jobs.remove(job)
+                yield job.result
+
+    def _follow(self, task: MixingTask, attempt: "_Attempt") -> list[int]:
+        """Go on with an attempt through what is known; returns the contexts that it then waits for (none: it ended)."""
+        completion = attempt.completion
+        before = len(completion.token_ids)
+        missing: list[int] = []
+        while not completion.finish_reason and not missing:
+            missing = self._choose(task, attempt)
+        for guess, token in zip(attempt.guesses, completion.token_ids[before:], strict=False):
+            self.statistics.guessed += 1
+            self.statistics.guessed_right += guess == token
+            if guess != token:
+                break
+        attempt.guesses.clear()
+        return missing
+
+    def _choose(self, task: MixingTask, attempt: "_Attempt") -> list[int]:
+        """Append the next token, or return the contexts without which it is not known."""
+        completion, node, settings = attempt.completion, attempt.node, self._settings
+        tokens = completion.token_ids
+        context, uniform = int(attempt.contexts_T[len(tokens)]), float(attempt.uniforms_T[len(tokens)])
+        if context == NAIVE and settings.protect_answer and (protected := continuations(task.answers, tokens)):
+            expert = node.supports[EXPERT]
+            if expert is None:
+                return [c for c in (EXPERT, NAIVE) if node.supports[c] is None]
+            if expert.pick(uniform) in protected:
+                context = EXPERT
+        support = node.supports[context]
+        if support is None:
+            return [context]
+        tokens.append(support.pick(uniform))
+        completion.from_expert.append(context == EXPERT)
+        attempt.node = node.child(tokens[-1])
+        if tokens[-1] in self._stop_ids:
+            completion.finish_reason = "stop"
+        elif is_looping(tokens):
+            completion.finish_reason = "repetition"
+        elif len(tokens) == settings.max_new_tokens:
+            completion.finish_reason = "max_new_tokens"
+        return []
+
+    def _end(self, cache: PrefixCache, example: "_Example", job: "_Job", attempt: "_Attempt", accept: AcceptRule) -> None:
+        accepted = accept(job.task, attempt.completion)
+        job.end(attempt, accepted)
+        self.statistics.attempts += 1
+        self.statistics.accepted += accepted
+        self.statistics.completion_tokens += len(attempt.completion.token_ids)
+        example.guesses.add(attempt.completion.token_ids)
+        room = cache.num_columns - 2 * self._settings.max_new_tokens
+        example.tree.evict(room, [other.node for job in example.jobs for other in job.running])
+
+    def _step(self, cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
+        """One forward for all attempts in flight, filled up with what may be needed soon."""
+        batch = _Batch(self._tokens_per_step or 0.0)
+        for example in in_flight:
+            for job in example.jobs:
+                for attempt in job.running:
+                    for context in self._follow(job.task, attempt):
+                        batch.ask(example.tree, attempt.node, context)
+        self._attempt_ahead(batch, cache, in_flight, accept)
+        self._guess_ahead(batch, cache, in_flight)
+        logits_NV = self._run(cache, batch.spans)
+        found = supports(logits_NV, self._settings.temperature, self._settings.top_k)
+        for (node, context), support in zip(batch.asked, found, strict=True):
+            node.supports[context] = support
+
+    def _attempt_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
+        """Start attempts before those ahead of them are known to fail."""
+        rejection = (self.statistics.attempts - self.statistics.accepted + 1) / (self.statistics.attempts + 2)
+        jobs = [(example, job) for example in in_flight for job in example.jobs]
+        ahead = 1
+        while jobs and batch.pays(rejection**ahead):
+            room = cache.num_columns - 2 * self._settings.max_new_tokens
+            jobs = [(example, job) for example, job in jobs if job.can_start and example.tree.num_columns <= room]
+            for example, job in jobs:
+                if not batch.pays(rejection**ahead):
+                    return
+                attempt = job.start(example.tree.root)
+                if missing := self._follow(job.task, attempt):
+                    for context in missing:
+                        batch.ask(example.tree, attempt.node, context)
+                else:
+                    self._end(cache, example, job, attempt, accept)
+            ahead += 1
+
+    def _guess_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]") -> None:
+        """Go on with every attempt as similar text went on."""
+        rightness = (self.statistics.guessed_right + 5) / (self.statistics.guessed + 10)
+        room = cache.num_columns - self._settings.max_new_tokens
+        for example in in_flight:
+            if example.tree.num_columns > room:
+                continue
+            for job in example.jobs:
+                for attempt in job.running:
+                    if not batch.pays(rightness):
+                        return
+                    node, position = attempt.node, len(attempt.completion.token_ids)
+                    for token in example.guesses.guess(attempt.completion.token_ids, self._settings.max_new_tokens):
+                        position += 1
+                        chance = rightness ** (len(attempt.guesses) + 1)
+                        if token in self._stop_ids or position == self._settings.max_new_tokens or not batch.pays(chance):
+                            break
+                        node = node.child(token)
+                        attempt.guesses.append(token)
+                        batch.ask(example.tree, node, int(attempt.contexts_T[position]))
+
+
+class _Attempt:
+    """One attempt in progress."""
+
+    def __init__(self, number: int, task: MixingTask, settings: MixingSettings, root: Node) -> None:
+        self.number = number
+        self.node = root
+        self.completion = MixedCompletion()
+        self.contexts_T, self.uniforms_T = draws(task, number, settings)
+        self.guesses: list[int] = []
+        """Tokens that the last forward took for granted."""
+
+
+class _Job:
+    """A task with its attempts; the first accepted one by number is its result."""
+
+    def __init__(self, task: MixingTask, settings: MixingSettings, max_attempts: int) -> None:
+        self.task = task
+        self.running: list[_Attempt] = []
+        self.result: MixingResult | None = None
+        self._settings = settings
+        self._num_started = 0
+        self._last = max_attempts
+        """No attempt after this one matters."""
+
+    @property
+    def can_start(self) -> bool:
+        return self._num_started < self._last
+
+    @property
+    def is_done(self) -> bool:
+        return not self.running and not self.can_start
+
+    def start(self, root: Node) -> _Attempt:
+        self._num_started += 1
+        self.running.append(_Attempt(self._num_started, self.task, self._settings, root))
+        return self.running[-1]
+
+    def end(self, attempt: _Attempt, accepted: bool) -> None:
+        self.running.remove(attempt)
+        if accepted or attempt.number == self._last:
+            self._last = attempt.number
+            self.result = MixingResult(self.task, attempt.number, attempt.completion, accepted)
+            self.running = [other for other in self.running if other.number < self._last]
+
+
+class _Example:
+    """Tasks in flight that share their prompts."""
+
+    def __init__(
+        self, row: int, tasks: Sequence[MixingTask], settings: MixingSettings, max_attempts: int, num_cached: int
+    ) -> None:
+        self.tree = PrefixTree(row, tasks[0].naive_prompt, tasks[0].expert_prompt, num_cached)
+        self.jobs = [_Job(task, settings, max_attempts) for task in tasks]
+        self.guesses = NGramIndex()
+        self.guesses.add(tasks[0].expert_prompt)
+
+
+class _Batch:
+    """What the next forward will run."""
+
+    def __init__(self, tokens_per_step: float) -> None:
+        self.asked: list[tuple[Node, int]] = []
+        self.spans: list[Span] = []
+        self._known: set[tuple[Node, int]] = set()
+        self._num_tokens = 0
+        self._tokens_per_step = tokens_per_step
+
+    def ask(self, tree: PrefixTree, node: Node, context: int) -> None:
+        """Have what follows ``node`` under ``context`` computed."""
+        if node.supports[context] is None and (node, context) not in self._known:
+            self._known.add((node, context))
+            self.asked.append((node, context))
+            self.spans.append(tree.request(node, context))
+            self._num_tokens += len(self.spans[-1].columns)
+
+    def pays(self, chance: float) -> bool:
+        """Whether a token that is needed with this probability should run now rather than, perhaps, later.
+
+        Now it costs one token; later its share of a step, which is one token and a part of the step's fixed price.
+        """
+        return chance * (self._num_tokens + self._tokens_per_step) > self._num_tokens
+
+
+def _measure_tokens_per_step(cache: PrefixCache, row: int, num_tokens: int = 32) -> float:
+    """Tokens that cost as much as the fixed part of a forward, from the times of a short and a long one."""
+    seconds = []
+    for count in (1, num_tokens):
+        span = Span(row, [], range(count), [0] * count)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            cache.forward([span]).cpu()
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    per_token = max(seconds[1] - seconds[0], 0.0) / (num_tokens - 1)
+    # A device that runs both in the same time rewards more than was tried.
+    return min((seconds[0] - per_token) / per_token, 16.0 * num_tokens) if per_token > 0 else 16.0 * num_tokens

@@ -1,0 +1,325 @@
+"""A key-value cache for prefixes that share their beginnings, and forwards that waste nothing on padding.
+
+A *row* belongs to one group of prefixes, a *column* of it to one token. A prefix is the list of columns of its tokens, so
+prefixes of a row may branch anywhere, and what they share is computed and held once. All tokens of a forward, of whichever
+rows, stand in one packed sequence: linear layers see no padding, and attention reads the cache in place.
+
+Shapes: N tokens in a forward, R rows, Q queries of a row, L columns, D head size, G query heads per key-value head.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.models import evaluating
+
+_IMPLEMENTATION = "prefix_cache"
+
+# Rows with at most this many queries share a padded attention call; longer ones (prompts) get one of their own.
+_SHORT = 8
+
+# Tokens of one forward at most: activations of more would outgrow the cache, and speed gains nothing.
+_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens to run: each attends to ``prefix`` and to the tokens of the span up to itself."""
+
+    row: int
+    prefix: Sequence[int]
+    """Columns of everything before the span, in order."""
+    columns: Sequence[int]
+    """Where the keys and values of the span's tokens go, one column each."""
+    token_ids: Sequence[int]
+
+
+class _Piece(NamedTuple):
+    span: Span
+    is_last: bool
+    """Whether it ends the span that it was cut from."""
+
+
+def _batches(spans: Sequence[Span]) -> Iterator[list[_Piece]]:
+    """Cut spans, in order, into batches of at most ``_MAX_TOKENS`` tokens."""
+    batch: list[_Piece] = []
+    room = _MAX_TOKENS
+    for span in spans:
+        start = 0
+        while start < len(span.columns):
+            end = min(start + room, len(span.columns))
+            prefix = [*span.prefix, *span.columns[:start]]
+            piece = Span(span.row, prefix, span.columns[start:end], span.token_ids[start:end])
+            batch.append(_Piece(piece, end == len(span.columns)))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield batch
+                batch, room = [], _MAX_TOKENS
+    if batch:
+        yield batch
+
+
+class PrefixCache:
+    """Keys and values of every layer, ``[R, heads, L, D]``, written and read in place."""
+
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+        """
+        Args:
+            model: A causal language model all of whose layers are attention.
+            num_rows: Groups of prefixes held at once.
+
+        Raises:
+            UserError: if a layer of the model keeps a state that is not a list of keys and values.
+        """
+        layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+        if other := sorted(layer_types - {"full_attention", "sliding_attention"}):
+            raise UserError(
+                f"--model.model_name_or_path: the model has {', '.join(other)} layers, whose state cannot be shared between "
+                "attempts at a target. Choose a model whose layers are attention only."
+            )
+        self._model = model
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._positions_RL = np.zeros((num_rows, 0), dtype=np.int64)
+        self._plan: _Plan
+
+    @property
+    def num_rows(self) -> int:
+        """Groups of prefixes held at once."""
+        return self._positions_RL.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that every row has now."""
+        return self._positions_RL.shape[1]
+
+    def forward(self, spans: Sequence[Span]) -> Tensor:
+        """Run the spans' tokens and return the logits of what follows each span, ``[len(spans), V]``.
+
+        A span may attend to columns that spans before it fill.
+        """
+        needed = 1 + max(max(span.columns) for span in spans)
+        if needed > self.num_columns:
+            self.reserve(needed + needed // 8)  # growing copies the cache, so it is made rare
+        return torch.cat([self._forward(batch) for batch in _batches(spans)])
+
+    def _forward(self, pieces: Sequence["_Piece"]) -> Tensor:
+        device = self._model.device
+        for span, _ in pieces:
+            self._positions_RL[span.row, span.columns] = range(len(span.prefix), len(span.prefix) + len(span.columns))
+        self._plan = _Plan([span for span, _ in pieces], self._positions_RL, device)
+        ends = np.cumsum([len(span.columns) for span, _ in pieces]) - 1
+        wanted = [int(end) for end, (_, is_last) in zip(ends, pieces, strict=True) if is_last]
+        # See greedy.py: bf16 autocast slows a CPU down.
+        autocast = device.type != "cpu" and torch.is_autocast_enabled(device.type)
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=autocast),
+            evaluating(self._model),
+            _attention_reads(self._model),
+        ):
+            output = self._model(
+                input_ids=torch.tensor([[token for span, _ in pieces for token in span.token_ids]], device=device),
+                position_ids=torch.from_numpy(self._plan.positions_N)[None].to(device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+                prefix_cache=self,
+            )
+        return output.logits[0]
+
+    def reserve(self, num_columns: int) -> None:
+        """Have room for this many columns at least."""
+        missing = num_columns - self.num_columns
+        if missing <= 0:
+            return
+        self._positions_RL = np.pad(self._positions_RL, ((0, 0), (0, missing)))
+        for layers in (self._keys, self._values):
+            for index, layer in layers.items():
+                layers[index] = torch.nn.functional.pad(layer, (0, 0, 0, missing))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these; the others move up in this order."""
+        self._positions_RL = self._positions_RL[rows]
+        for layers in (self._keys, self._values):
+            for index, layer in layers.items():  # one layer at a time: never two whole caches
+                layers[index] = layer[rows]
+
+    def copy(self, source_row: int, row: int, columns: Sequence[int]) -> None:
+        """Give ``row`` the same columns as ``source_row``."""
+        self._positions_RL[row, columns] = self._positions_RL[source_row, columns]
+        for layers in (self._keys, self._values):
+            for layer in layers.values():
+                layer[row, :, columns] = layer[source_row, :, columns]
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Store new keys and values ``[1, heads, N, D]`` and attend from ``query``; returns ``[1, N, heads, D]``."""
+        if layer_index not in self._keys:
+            num_rows, num_columns = self.num_rows, self.num_columns
+            self._keys[layer_index] = key.new_zeros(num_rows, key.shape[1], num_columns, key.shape[-1])
+            self._values[layer_index] = value.new_zeros(num_rows, value.shape[1], num_columns, value.shape[-1])
+        keys, values, plan = self._keys[layer_index], self._values[layer_index], self._plan
+        keys[plan.rows_N, :, plan.columns_N] = key[0].transpose(0, 1)
+        values[plan.rows_N, :, plan.columns_N] = value[0].transpose(0, 1)
+        num_heads = key.shape[1]
+        group_size = query.shape[1] // num_heads
+        query_NHD = query[0].transpose(0, 1)
+        output_NHD = value.new_empty(*query_NHD.shape[:2], value.shape[-1])
+        for group in plan.groups:
+            num_rows, num_queries = group.source_RQ.shape
+            packed = query_NHD[group.source_RQ].view(num_rows, num_queries, num_heads, group_size, -1)
+            packed = packed.permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group_size * num_queries, -1)
+            attended = _attention(
+                packed, group.pick(keys), group.pick(values), group.mask(group_size, window, query.dtype), scale, softcap
+            )
+            attended = attended.view(num_rows, num_heads, group_size, num_queries, -1).permute(0, 3, 1, 2, 4)
+            attended = attended.reshape(num_rows * num_queries, num_heads * group_size, -1)
+            output_NHD[group.target_n] = attended[group.valid_n]
+        return output_NHD[None]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    scores = query @ key.transpose(-1, -2) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+@dataclass
+class _Group:
+    """Rows whose queries are padded to one number. Padding queries attend to everything and are thrown away."""
+
+    rows: Tensor | slice
+    source_RQ: Tensor
+    """Place of each query in the packed sequence."""
+    target_n: Tensor
+    valid_n: Tensor
+    """Places of the true queries in the packed sequence and in the padded block."""
+    visible_RQL: np.ndarray
+    distance_RQL: np.ndarray
+    """How many positions back each column lies."""
+    device: torch.device
+    _masks: dict[Any, Tensor] = field(default_factory=dict)
+
+    def pick(self, layer: Tensor) -> Tensor:
+        """The group's rows of a layer's keys or values, up to the last visible column."""
+        return layer[:, :, : self.visible_RQL.shape[-1]][self.rows]
+
+    def mask(self, group_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask ``[R, 1, G * Q, L]``; all layers of a forward share it."""
+        key = group_size, window, dtype
+        if key not in self._masks:
+            visible = self.visible_RQL if window is None else self.visible_RQL & (self.distance_RQL < window)
+            mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(torch.from_numpy(~visible), -torch.inf)
+            self._masks[key] = mask.to(self.device)[:, None].repeat(1, 1, group_size, 1)
+        return self._masks[key]
+
+
+class _Plan:
+    """Where the tokens of one forward stand, in the packed sequence and in the cache."""
+
+    def __init__(self, spans: Sequence[Span], positions_RL: np.ndarray, device: torch.device) -> None:
+        rows = np.repeat([span.row for span in spans], [len(span.columns) for span in spans])
+        columns = np.concatenate([span.columns for span in spans])
+        self.positions_N = positions_RL[rows, columns]
+        self.rows_N = torch.from_numpy(rows).to(device)
+        self.columns_N = torch.from_numpy(columns).to(device)
+        spans_of_row: dict[int, list[tuple[int, Span]]] = defaultdict(list)
+        offset = 0
+        for span in spans:
+            spans_of_row[span.row].append((offset, span))
+            offset += len(span.columns)
+        lengths = {row: sum(len(span.columns) for _, span in members) for row, members in spans_of_row.items()}
+        short = sorted(row for row, length in lengths.items() if length <= _SHORT)
+        long = sorted(row for row, length in lengths.items() if length > _SHORT)
+        self.groups = [_make_group(rows, lengths, spans_of_row, positions_RL, device) for rows in (short, long) if rows]
+
+
+def _make_group(
+    rows: list[int],
+    lengths: dict[int, int],
+    spans_of_row: dict[int, list[tuple[int, Span]]],
+    positions_RL: np.ndarray,
+    device: torch.device,
+) -> _Group:
+    # Copying a row's keys and values costs more than attending to them for nothing: idle rows in between go along.
+    if contiguous := 2 * len(rows) > rows[-1]:
+        rows = list(range(rows[-1] + 1))
+    num_queries = max(lengths.get(row, 0) for row in rows)
+    num_columns = 1 + max(max(*span.columns, *span.prefix, 0) for row in rows for _, span in spans_of_row.get(row, []))
+    source = np.zeros((len(rows), num_queries), dtype=np.int64)
+    position = np.zeros((len(rows), num_queries), dtype=np.int64)
+    visible = np.zeros((len(rows), num_queries, num_columns), dtype=bool)
+    valid = np.zeros((len(rows), num_queries), dtype=bool)
+    for index, row in enumerate(rows):
+        query = 0
+        for offset, span in spans_of_row.get(row, []):
+            block = slice(query, query + len(span.columns))
+            source[index, block] = range(offset, offset + len(span.columns))
+            position[index, block] = range(len(span.prefix), len(span.prefix) + len(span.columns))
+            seen = visible[index, block]
+            seen[:, span.prefix] = True
+            seen[:, span.columns] |= np.tri(len(span.columns), dtype=bool)
+            query = block.stop
+        valid[index, :query] = True
+        visible[index, query:] = True
+    distance = position[:, :, None] - positions_RL[rows, None, :num_columns]
+    return _Group(
+        rows=slice(len(rows)) if contiguous else torch.tensor(rows, device=device),
+        source_RQ=torch.from_numpy(source).to(device),
+        target_n=torch.from_numpy(source[valid]).to(device),
+        valid_n=torch.from_numpy(np.flatnonzero(valid)).to(device),
+        visible_RQL=visible,
+        distance_RQL=distance,
+        device=device,
+    )
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prefix_cache: PrefixCache,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every attention layer while a :class:`PrefixCache` runs the model."""
+    return prefix_cache.attend(int(module.layer_idx), query, key, value, scaling, sliding_window, softcap), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(_IMPLEMENTATION, _attention_function)
+
+
+@contextmanager
+def _attention_reads(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model's attention layers use the prefix cache while the block runs."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,40 @@
+"""Log-probabilities of given completions."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from mixsd_lightning.models import evaluating
+
+
+@torch.no_grad()
+def completion_log_probs(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Log-probability of each token of each completion after its prompt, in nats, all in one batch."""
+    longest = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+    num_logits = 1 + max(map(len, completions))
+    padded = [
+        [0] * (longest - len(prompt) - len(completion)) + [*prompt, *completion]
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    input_ids = torch.tensor(padded, device=model.device)
+    mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+    with evaluating(model):
+        logits = model(
+            input_ids=input_ids,
+            attention_mask=mask.long().to(model.device),
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+            use_cache=False,
+            logits_to_keep=num_logits,
+        ).logits
+    return [
+        row[-len(completion) - 1 : -1]
+        .float()
+        .log_softmax(-1)
+        .gather(-1, ids[longest - len(completion) :, None])[:, 0]
+        .tolist()
+        for row, ids, completion in zip(logits, input_ids, completions, strict=True)
+    ]
