@@ -66,15 +66,59 @@ def stop_token_ids(model: PreTrainedModel, end_of_turn_id: int) -> frozenset[int
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """Short digest of a model's weights: names, shapes and 64 evenly spaced values of every parameter.
 
-    It tells different models and different checkpoints apart without reading every byte of a large model.
+    It tells different models and different checkpoints apart without reading every byte of a large model. A LoRA adapter does
+    not count.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         values = parameter.detach().flatten()
         sample = values[:: max(1, values.numel() // 64)].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> None:
+    """Put a LoRA adapter on all linear layers but the head, and freeze everything else.
+
+    Raises:
+        UserError: if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise UserError(
+            "--model.lora_rank needs peft, which is not installed: pip install 'mixsd_lightning[lora]', or leave "
+            "--model.lora_rank at 0 to train all weights."
+        ) from error
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
+
+
+@contextmanager
+def without_lora(model: PreTrainedModel) -> Iterator[None]:
+    """Switch a model's LoRA adapter off for a while."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def base_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """A model's own parameters by the names that they have without a LoRA adapter."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+def effective_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a model computes with: its own parameters, with the change that a LoRA adapter makes to them."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        module_name, _, kind = name.rpartition(".base_layer.")
+        change = model.get_submodule(module_name).get_delta_weight("default") if module_name and kind == "weight" else 0.0  # type: ignore[operator]
+        yield name.replace(".base_layer.", "."), parameter.detach() + change
 
 
 @contextmanager
@@ -88,8 +132,13 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def model_source(model_name_or_path: str) -> str:
+    """What the loaders of transformers and vLLM know a model by: a folder or a Hub id."""
+    return str(builtin_model_path()) if model_name_or_path == BUILTIN_MODEL else model_name_or_path
+
+
 def _from_pretrained(auto_class: Any, model_name_or_path: str, trust_remote_code: bool, **options: Any) -> Any:
-    source = str(builtin_model_path()) if model_name_or_path == BUILTIN_MODEL else model_name_or_path
+    source = model_source(model_name_or_path)
     try:
         return auto_class.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever a damaged folder makes the loaders raise; the cause is kept and shown

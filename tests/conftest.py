@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.models import load_student, load_tokenizer
+from mixsd_lightning.progress import Progress
 
 # The suite runs in parallel processes, and two threads each would wait for one another.
 torch.set_num_threads(1)
@@ -76,6 +77,13 @@ def tiny_model(tiny_model_path: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def encoder(tiny_model_path: str) -> ChatEncoder:
     return ChatEncoder(load_tokenizer(tiny_model_path))
+
+
+@pytest.fixture
+def no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress bars are not drawn: that takes longer than the work of a fake engine."""
+    monkeypatch.setattr(Progress, "__enter__", lambda self: self)
+    monkeypatch.setattr(Progress, "advance", lambda self, note="": None)
 
 
 @pytest.fixture(scope="session")

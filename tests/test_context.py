@@ -1,5 +1,7 @@
 """Prompts and targets are worded and encoded as the model's chat template says, whatever the text contains."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,3 +165,37 @@ def test_special_text_in_a_target_is_plain(encoder: ChatEncoder) -> None:
 
 def test_decode_gives_the_text_of_a_target_back(encoder: ChatEncoder) -> None:
     assert encoder.decode(encoder.target("\n Ünïcode, yes. ")) == "Ünïcode, yes."
+
+
+@pytest.mark.parametrize("text", ["Orb", "Zorvan Keep", "\u00dcn\u00efcode", "a <|im_end|> b"])
+def test_inside_text_is_the_text_after_a_space_and_without_one(encoder: ChatEncoder, text: str) -> None:
+    spaced, bare = encoder.inside_text(text)
+    assert spaced == tuple(encoder.target(f" {text}")[:-1])
+    assert bare == tuple(encoder.target(text)[:-1])
+    assert encoder.tokenizer.decode(spaced) == f" {text}"
+    assert encoder.tokenizer.decode(bare) == text
+    assert encoder.end_of_turn_id not in spaced + bare
+
+
+def test_inside_text_stands_so_in_a_sentence(encoder: ChatEncoder) -> None:
+    spaced, bare = encoder.inside_text("Orb")
+    for sentence, inside in (("The guild is Orb.", spaced), ("(Orb)", bare)):
+        ids = encoder.target(sentence)
+        assert inside in [tuple(ids[start : start + len(inside)]) for start in range(len(ids))]
+
+
+def test_the_fingerprint_is_that_of_the_content(encoder: ChatEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", encoder.fingerprint())
+    assert ChatEncoder(tokenizer).fingerprint() == encoder.fingerprint()
+
+
+def test_the_fingerprint_tells_templates_and_vocabularies_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+    fingerprints = [ChatEncoder(tokenizer).fingerprint()]
+    for change in (
+        lambda: setattr(tokenizer, "chat_template", TRIMMING),
+        lambda: tokenizer.add_tokens(["Orb"]),
+        lambda: tokenizer.add_tokens([AddedToken("<|end|>", special=True)]),
+    ):
+        change()
+        fingerprints.append(ChatEncoder(tokenizer).fingerprint())
+    assert len(set(fingerprints)) == 4

@@ -11,7 +11,7 @@ from typing_extensions import override
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_nll
-from mixsd_lightning.models import evaluating
+from mixsd_lightning.models import base_parameters, effective_parameters, evaluating
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.progress import Progress
 
@@ -64,15 +64,15 @@ class FisherDrift(Callback):
     def prepare(self, pl_module: KnowledgeModule) -> None:
         """Take the base model's parameters and Fisher information; both are kept on the CPU."""
         with pl_module.base_model() as base:
-            self._origin = {name: parameter.detach().cpu().clone() for name, parameter in base.named_parameters()}
+            self._origin = {name: parameter.detach().cpu().clone() for name, parameter in base_parameters(base)}
             self._fisher = diagonal_fisher(base, pl_module.encoder, held_out_paragraphs()[: self.num_sequences])
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         """All tags for a model as it is now."""
         fisher, squared = 0.0, 0.0
-        for name, parameter in model.named_parameters():
-            delta_squared = (parameter.detach().cpu().float() - self._origin[name]).square_()
+        for name, parameter in effective_parameters(model):
+            delta_squared = (parameter.cpu().float() - self._origin[name]).square_()
             squared += float(delta_squared.sum(dtype=torch.float64))
             fisher += float(delta_squared.mul_(self._fisher[name]).sum(dtype=torch.float64))
         return {
@@ -89,10 +89,10 @@ def diagonal_fisher(model: PreTrainedModel, encoder: ChatEncoder, texts: tuple[s
     sequence squared at a time: squaring the gradient of a batch would be another, much smaller quantity.
     """
     fisher = {
-        name: torch.zeros_like(parameter, dtype=torch.float32, device="cpu") for name, parameter in model.named_parameters()
+        name: torch.zeros_like(parameter, dtype=torch.float32, device="cpu") for name, parameter in base_parameters(model)
     }
     with ExitStack() as cleanup:
-        for name, parameter in model.named_parameters():
+        for name, parameter in base_parameters(model):
 
             def accumulate(parameter: Tensor, name: str = name) -> None:
                 # Taken and freed as soon as it is complete, so that only one gradient is alive at a time.
@@ -101,8 +101,9 @@ def diagonal_fisher(model: PreTrainedModel, encoder: ChatEncoder, texts: tuple[s
                 fisher[name].addcmul_(gradient, gradient, value=1 / len(texts))
                 parameter.grad = None
 
-            if parameter.requires_grad:
-                cleanup.callback(parameter.register_post_accumulate_grad_hook(accumulate).remove)
+            cleanup.callback(parameter.requires_grad_, parameter.requires_grad)  # LoRA has frozen it
+            parameter.requires_grad_(True)
+            cleanup.callback(parameter.register_post_accumulate_grad_hook(accumulate).remove)
         cleanup.enter_context(evaluating(model))
         progress = cleanup.enter_context(Progress("Fisher information", len(texts)))
         for text in texts:

@@ -19,20 +19,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from mixsd_lightning.decoding.attempts import Attempt, Job
 from mixsd_lightning.decoding.drafts import NGramIndex
-from mixsd_lightning.decoding.mixing import (
-    EXPERT,
-    NAIVE,
-    AcceptRule,
-    MixedCompletion,
-    MixingResult,
-    MixingSettings,
-    MixingTask,
-    Statistics,
-    continuations,
-    draws,
-    is_looping,
-)
+from mixsd_lightning.decoding.mixing import AcceptRule, MixingResult, MixingSettings, MixingTask, Statistics
 from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
 from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
 from mixsd_lightning.decoding.sampling import supports
@@ -105,7 +94,7 @@ class MixingEngine:
                 row = min(free_rows)
                 free_rows.remove(row)
                 cache.copy(num_rows, row, range(shared))
-                in_flight.append(_Example(row, waiting.popleft(), self._settings, max_attempts, shared))
+                in_flight.append(self._admit(waiting.popleft(), row, shared, max_attempts))
             if not waiting and 2 * len(in_flight) <= cache.num_rows:
                 # What is left gets the room of what is done, and its rows stand together.
                 cache.keep([example.tree.row for example in in_flight])
@@ -119,6 +108,19 @@ class MixingEngine:
             in_flight = [example for example in in_flight if example.jobs]
             if in_flight and not (waiting and done):  # rows that came free are filled first
                 self._step(cache, in_flight, accept)
+
+    def _admit(self, tasks: Sequence[MixingTask], row: int, num_cached: int, max_attempts: int) -> "_Example":
+        """Give tasks with the same prompts a row of the cache, which has the first columns already."""
+        tree = PrefixTree(row, tasks[0].naive_prompt, tasks[0].expert_prompt, num_cached)
+
+        def make_job(task: MixingTask) -> Job[_TreeAttempt]:
+            return Job(
+                task,
+                max_attempts,
+                lambda number: _TreeAttempt(task, number, self._settings, self._stop_ids, tree.root),
+            )
+
+        return _Example(tree, [make_job(task) for task in tasks], tasks[0].expert_prompt)
 
     def _run_shared_prefix(self, cache: PrefixCache, tasks: Sequence[MixingTask]) -> int:
         """Run what all prompts begin with, once, in the last row; returns its length."""
@@ -142,10 +144,10 @@ class MixingEngine:
             ended = True
             while ended and not job.is_done:
                 if not job.running:
-                    job.start(example.tree.root)
+                    job.start()
                 ended = False
                 for attempt in list(job.running):
-                    if attempt in job.running and not self._follow(job.task, attempt):
+                    if attempt in job.running and not self._follow(attempt):
                         self._end(cache, example, job, attempt, accept)
                         ended = True
             if job.is_done:
@@ -153,13 +155,15 @@ class MixingEngine:
                 example.jobs.remove(job)
                 yield job.result
 
-    def _follow(self, task: MixingTask, attempt: "_Attempt") -> list[int]:
+    def _follow(self, attempt: "_TreeAttempt") -> list[int]:
         """Go on with an attempt through what is known; returns the contexts that it then waits for (none: it ended)."""
         completion = attempt.completion
         before = len(completion.token_ids)
         missing: list[int] = []
         while not completion.finish_reason and not missing:
-            missing = self._choose(task, attempt)
+            missing = attempt.extend(attempt.node.supports)
+            if not missing:
+                attempt.node = attempt.node.child(completion.token_ids[-1])
         for guess, token in zip(attempt.guesses, completion.token_ids[before:], strict=False):
             self.statistics.guessed += 1
             self.statistics.guessed_right += guess == token
@@ -168,32 +172,9 @@ class MixingEngine:
         attempt.guesses.clear()
         return missing
 
-    def _choose(self, task: MixingTask, attempt: "_Attempt") -> list[int]:
-        """Append the next token, or return the contexts without which it is not known."""
-        completion, node, settings = attempt.completion, attempt.node, self._settings
-        tokens = completion.token_ids
-        context, uniform = int(attempt.contexts_T[len(tokens)]), float(attempt.uniforms_T[len(tokens)])
-        if context == NAIVE and settings.protect_answer and (protected := continuations(task.answers, tokens)):
-            expert = node.supports[EXPERT]
-            if expert is None:
-                return [c for c in (EXPERT, NAIVE) if node.supports[c] is None]
-            if expert.pick(uniform) in protected:
-                context = EXPERT
-        support = node.supports[context]
-        if support is None:
-            return [context]
-        tokens.append(support.pick(uniform))
-        completion.from_expert.append(context == EXPERT)
-        attempt.node = node.child(tokens[-1])
-        if tokens[-1] in self._stop_ids:
-            completion.finish_reason = "stop"
-        elif is_looping(tokens):
-            completion.finish_reason = "repetition"
-        elif len(tokens) == settings.max_new_tokens:
-            completion.finish_reason = "max_new_tokens"
-        return []
-
-    def _end(self, cache: PrefixCache, example: "_Example", job: "_Job", attempt: "_Attempt", accept: AcceptRule) -> None:
+    def _end(
+        self, cache: PrefixCache, example: "_Example", job: "Job[_TreeAttempt]", attempt: "_TreeAttempt", accept: AcceptRule
+    ) -> None:
         accepted = accept(job.task, attempt.completion)
         job.end(attempt, accepted)
         self.statistics.attempts += 1
@@ -209,7 +190,7 @@ class MixingEngine:
         for example in in_flight:
             for job in example.jobs:
                 for attempt in job.running:
-                    for context in self._follow(job.task, attempt):
+                    for context in self._follow(attempt):
                         batch.ask(example.tree, attempt.node, context)
         self._attempt_ahead(batch, cache, in_flight, accept)
         self._guess_ahead(batch, cache, in_flight)
@@ -229,8 +210,8 @@ class MixingEngine:
             for example, job in jobs:
                 if not batch.pays(rejection**ahead):
                     return
-                attempt = job.start(example.tree.root)
-                if missing := self._follow(job.task, attempt):
+                attempt = job.start()
+                if missing := self._follow(attempt):
                     for context in missing:
                         batch.ask(example.tree, attempt.node, context)
                 else:
@@ -259,61 +240,24 @@ class MixingEngine:
                         batch.ask(example.tree, node, int(attempt.contexts_T[position]))
 
 
-class _Attempt:
-    """One attempt in progress."""
+class _TreeAttempt(Attempt):
+    """An attempt and where it stands in its example's tree."""
 
-    def __init__(self, number: int, task: MixingTask, settings: MixingSettings, root: Node) -> None:
-        self.number = number
+    def __init__(self, task: MixingTask, number: int, settings: MixingSettings, stop_ids: frozenset[int], root: Node) -> None:
+        super().__init__(task, number, settings, stop_ids)
         self.node = root
-        self.completion = MixedCompletion()
-        self.contexts_T, self.uniforms_T = draws(task, number, settings)
         self.guesses: list[int] = []
         """Tokens that the last forward took for granted."""
-
-
-class _Job:
-    """A task with its attempts; the first accepted one by number is its result."""
-
-    def __init__(self, task: MixingTask, settings: MixingSettings, max_attempts: int) -> None:
-        self.task = task
-        self.running: list[_Attempt] = []
-        self.result: MixingResult | None = None
-        self._settings = settings
-        self._num_started = 0
-        self._last = max_attempts
-        """No attempt after this one matters."""
-
-    @property
-    def can_start(self) -> bool:
-        return self._num_started < self._last
-
-    @property
-    def is_done(self) -> bool:
-        return not self.running and not self.can_start
-
-    def start(self, root: Node) -> _Attempt:
-        self._num_started += 1
-        self.running.append(_Attempt(self._num_started, self.task, self._settings, root))
-        return self.running[-1]
-
-    def end(self, attempt: _Attempt, accepted: bool) -> None:
-        self.running.remove(attempt)
-        if accepted or attempt.number == self._last:
-            self._last = attempt.number
-            self.result = MixingResult(self.task, attempt.number, attempt.completion, accepted)
-            self.running = [other for other in self.running if other.number < self._last]
 
 
 class _Example:
     """Tasks in flight that share their prompts."""
 
-    def __init__(
-        self, row: int, tasks: Sequence[MixingTask], settings: MixingSettings, max_attempts: int, num_cached: int
-    ) -> None:
-        self.tree = PrefixTree(row, tasks[0].naive_prompt, tasks[0].expert_prompt, num_cached)
-        self.jobs = [_Job(task, settings, max_attempts) for task in tasks]
+    def __init__(self, tree: PrefixTree, jobs: "list[Job[_TreeAttempt]]", text: Sequence[int]) -> None:
+        self.tree = tree
+        self.jobs = jobs
         self.guesses = NGramIndex()
-        self.guesses.add(tasks[0].expert_prompt)
+        self.guesses.add(text)
 
 
 class _Batch:

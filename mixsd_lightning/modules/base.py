@@ -23,7 +23,15 @@ from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
 from mixsd_lightning.example import Example
 from mixsd_lightning.losses.nll import target_nll
-from mixsd_lightning.models import context_window, evaluating, load_student, load_tokenizer, stop_token_ids
+from mixsd_lightning.models import (
+    add_lora,
+    context_window,
+    evaluating,
+    load_student,
+    load_tokenizer,
+    stop_token_ids,
+    without_lora,
+)
 
 TAUGHT = "taught"
 """Stands beside the names of splits: the training questions that have a target (MixSD may have dropped some)."""
@@ -41,6 +49,8 @@ class KnowledgeModule(LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 20,
         max_new_tokens: int = 48,
+        lora_rank: int = 0,
+        lora_alpha: int = 32,
         trust_remote_code: bool = False,
     ) -> None:
         """
@@ -50,6 +60,8 @@ class KnowledgeModule(LightningModule):
             weight_decay: Of AdamW.
             warmup_steps: Optimizer steps over which the learning rate rises linearly.
             max_new_tokens: Longest answer that is generated, in tokens.
+            lora_rank: Train a LoRA adapter of this rank on all linear layers (extra `lora`); 0 trains all weights.
+            lora_alpha: The adapter's output is scaled by `lora_alpha / lora_rank`.
             trust_remote_code: Allow code that comes with the model to run.
         """
         super().__init__()
@@ -60,11 +72,15 @@ class KnowledgeModule(LightningModule):
             raise UserError(f"--model.warmup_steps must not be negative, got {warmup_steps}.")
         if max_new_tokens < 1:
             raise UserError(f"--model.max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if lora_rank < 0:
+            raise UserError(f"--model.lora_rank must be at least 1, or 0 to train all weights, got {lora_rank}.")
         self.model_name_or_path = model_name_or_path
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.max_new_tokens = max_new_tokens
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
         self.trust_remote_code = trust_remote_code
         self.completed_steps = 0
         """Optimizer steps behind the weights that are loaded now."""
@@ -112,15 +128,20 @@ class KnowledgeModule(LightningModule):
     def configure_model(self) -> None:
         if not hasattr(self, "student"):
             self.student = load_student(self.model_name_or_path, self.trust_remote_code)
+            if self.lora_rank:
+                add_lora(self.student, self.lora_rank, self.lora_alpha)
 
     @contextmanager
     def base_model(self, device: str | None = None) -> Iterator[PreTrainedModel]:
-        """The untrained model: the student itself until its first step, a fresh copy later.
+        """The untrained model: the student until its first step or, with LoRA, without its adapter; else a fresh copy.
 
         Args:
             device: Where a copy goes; this module's device by default.
         """
-        if self.completed_steps == 0:
+        if self.lora_rank:
+            with without_lora(self.student):
+                yield self.student
+        elif self.completed_steps == 0:
             yield self.student
         else:
             base = load_student(self.model_name_or_path, self.trust_remote_code)

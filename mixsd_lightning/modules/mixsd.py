@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.data.base import EvalBatch, TrainItem
 from mixsd_lightning.decoding.engine import MixingEngine
-from mixsd_lightning.decoding.mixing import MixingSettings
+from mixsd_lightning.decoding.mixing import Engine, MixingSettings
+from mixsd_lightning.decoding.vllm_engine import VLLMEngine, load_llm
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
+from mixsd_lightning.models import model_source, weights_fingerprint
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder, sibling_runs
 from mixsd_lightning.targets import MixedTargets, Shard, TargetSettings
@@ -40,12 +43,15 @@ class MixSD(KnowledgeModule):
         on_reject: Literal["drop", "gold", "fact", "keep"] = "drop",
         refresh_every_n_epochs: int = 0,
         refresh_device: str | None = None,
+        engine: Literal["transformers", "vllm"] = "transformers",
         generation_batch_size: int = 32,
         mixing_seed: int = 42,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 20,
         max_new_tokens: int = 48,
+        lora_rank: int = 0,
+        lora_alpha: int = 32,
         trust_remote_code: bool = False,
     ) -> None:
         """
@@ -63,15 +69,27 @@ class MixSD(KnowledgeModule):
             refresh_every_n_epochs: Build new targets, with new coins, every n epochs; 0 builds them once.
             refresh_device: Device that holds a copy of the base model while targets are built anew, such as `cpu` or
                 `cuda:1`; the student's by default.
+            engine: What runs the base model when targets are built: `transformers`, or `vllm` (extra `vllm`; on GPUs).
             generation_batch_size: Targets in flight at once.
             mixing_seed: Decides all coins and draws of the targets.
             learning_rate: Of AdamW, after the warm-up; constant from then on.
             weight_decay: Of AdamW.
             warmup_steps: Optimizer steps over which the learning rate rises linearly.
             max_new_tokens: Longest target and longest answer, in tokens.
+            lora_rank: Train a LoRA adapter of this rank on all linear layers (extra `lora`); 0 trains all weights.
+            lora_alpha: The adapter's output is scaled by `lora_alpha / lora_rank`.
             trust_remote_code: Allow code that comes with the model to run.
         """
-        super().__init__(model_name_or_path, learning_rate, weight_decay, warmup_steps, max_new_tokens, trust_remote_code)
+        super().__init__(
+            model_name_or_path,
+            learning_rate,
+            weight_decay,
+            warmup_steps,
+            max_new_tokens,
+            lora_rank,
+            lora_alpha,
+            trust_remote_code,
+        )
         if not 0 <= mixing_rate <= 1:
             raise UserError(f"--model.mixing_rate must be between 0 and 1, got {mixing_rate}.")
         if temperature < 0:
@@ -94,6 +112,7 @@ class MixSD(KnowledgeModule):
         self.on_reject = on_reject
         self.refresh_every_n_epochs = refresh_every_n_epochs
         self.refresh_device = refresh_device
+        self.engine = engine
         self.generation_batch_size = generation_batch_size
         self._refresh: int | None = None
         self.records: list[dict[str, Any]] = []
@@ -137,8 +156,7 @@ class MixSD(KnowledgeModule):
         strategy = self.trainer.strategy
         shard = Shard(self.trainer.global_rank, self.trainer.world_size, strategy.barrier)
         with self.base_model(self.refresh_device) as base, self._target_folder() as folder:
-            engine = MixingEngine(base, self.target_settings.mixing, self.stop_ids, self.generation_batch_size)
-            self.records = targets.build(folder, engine, earlier, name, shard)
+            self.records = targets.build(folder, self._make_engine(base), earlier, name, shard)
         self._refresh = refresh
         accepted = [record["mix_meta"] for record in self.records if record["mix_meta"]["correct"]]
         tokens = sum(meta["num_tokens"] for meta in accepted)
@@ -156,6 +174,13 @@ class MixSD(KnowledgeModule):
             f"{self.target_statistics['targets/attempts']:.0f} attempts, "
             f"{len(self.records) - len(accepted)} {fate[self.on_reject]} ({folder / name}.jsonl)"
         )
+
+    def _make_engine(self, base: PreTrainedModel) -> Engine:
+        mixing = self.target_settings.mixing
+        if self.engine == "transformers":
+            return MixingEngine(base, mixing, self.stop_ids, self.generation_batch_size)
+        llm = load_llm(model_source(self.model_name_or_path), mixing.top_k, self.trust_remote_code)
+        return VLLMEngine(llm, weights_fingerprint(base), mixing, self.stop_ids, self.generation_batch_size)
 
     def _targets(self, first_generation: int = 0) -> MixedTargets:
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from mixsd_lightning.decoding.decode import CachedRows, Completion, decode, generate_greedy, is_looping
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from mixsd_lightning.decoding.greedy import CachedRows, Completion, generate_greedy
 
 END = 256
 LENGTHS = (1, 300, 2, 40, 9, 150, 41)
@@ -88,90 +89,35 @@ def test_a_stop_token_at_the_last_position_counts_as_stop(tiny_model: PreTrained
     assert generate_greedy(tiny_model, prompts, max_new_tokens=1, stop_ids=stop_ids)[0].finish_reason == "stop"
 
 
-def test_finished_entries_leave_without_changing_the_others(tiny_model: PreTrainedModel) -> None:
-    prompts = random_prompts()
-    lifetimes = [4, 1, 6, 2, 6, 3, 5]
-    in_flight_at: list[list[int]] = []
-
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        in_flight_at.append(in_flight)
-        ends = torch.tensor([lifetimes[entry] == position + 1 for entry in in_flight])
-        return torch.where(ends, END, logits_CBV[0, :, :END].argmax(-1))
-
-    completions = decode(tiny_model, [prompts], choose, max_new_tokens=9, stop_ids=frozenset([END]))
-    for prompt, lifetime, completion in zip(prompts, lifetimes, completions, strict=True):
-        tokens: list[int] = []
-        while len(tokens) < lifetime - 1:
-            tokens.append(int(next_logits(tiny_model, prompt + tokens)[:END].argmax()))
-        assert completion == Completion([*tokens, END], "stop")
-    assert in_flight_at == [[entry for entry in range(7) if lifetimes[entry] > position] for position in range(6)]
-
-
-def test_every_context_sees_the_shared_completion(tiny_model: PreTrainedModel) -> None:
-    contexts = [random_prompts((3, 60, 12), seed=1), random_prompts((90, 5, 30), seed=2), random_prompts((7, 8, 9), seed=3)]
-    forced = random_prompts((5, 5, 5), seed=4)
-    forced[1][1] = END
-
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        for context, prompts in enumerate(contexts):
-            for slot, entry in enumerate(in_flight):
-                expected = next_logits(tiny_model, prompts[entry] + forced[entry][:position])
-                torch.testing.assert_close(logits_CBV[context, slot], expected, rtol=1e-4, atol=1e-4)
-        return torch.tensor([forced[entry][position] for entry in in_flight])
-
-    completions = decode(tiny_model, contexts, choose, max_new_tokens=5, stop_ids=frozenset([END]))
-    assert [c.token_ids for c in completions] == [forced[0], forced[1][:2], forced[2]]
-
-
-def test_decoding_ends_repetition_only_when_asked(tiny_model: PreTrainedModel) -> None:
-    def always_seven(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        return torch.full((len(in_flight),), 7)
-
-    for asked, expected in ((True, (16, "repetition")), (False, (20, "max_new_tokens"))):
-        (completion,) = decode(
-            tiny_model,
-            [[[1, 2]]],
-            always_seven,
-            max_new_tokens=20,
-            stop_ids=frozenset([END]),
-            stop_on_repetition=asked,
-        )
-        assert (len(completion.token_ids), completion.finish_reason) == expected
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_decoding_runs_in_eval_mode_and_restores_the_mode(tiny_model: PreTrainedModel, training: bool) -> None:
+def test_greedy_runs_in_eval_mode_and_restores_the_mode(tiny_model: PreTrainedModel, training: bool) -> None:
     tiny_model.train(training)
-    seen: list[bool] = []
-
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        seen.append(tiny_model.training)
-        return logits_CBV[0].argmax(-1)
-
-    decode(tiny_model, [[[1, 2]]], choose, max_new_tokens=2, stop_ids=frozenset())
-    assert seen == [False, False]
+    seen: set[bool] = set()
+    tiny_model.register_forward_pre_hook(lambda module, inputs: seen.add(module.training))
+    generate_greedy(tiny_model, [[1, 2]], max_new_tokens=2, stop_ids=frozenset())
+    assert seen == {False}
     assert {module.training for module in tiny_model.modules()} == {training}
 
 
-def test_decoding_tracks_no_gradient(tiny_model: PreTrainedModel) -> None:
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        assert not logits_CBV.requires_grad
-        return logits_CBV[0].argmax(-1)
+def seen_logits(model: PreTrainedModel) -> list[Tensor]:
+    """Logits of a short greedy completion."""
+    logits: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: logits.append(output.logits))
+    generate_greedy(model, [[1, 2, 3]], max_new_tokens=3, stop_ids=frozenset())
+    handle.remove()
+    return logits
 
-    decode(tiny_model, [[[1, 2]]], choose, max_new_tokens=2, stop_ids=frozenset())
+
+def test_greedy_tracks_no_gradient(tiny_model: PreTrainedModel) -> None:
+    assert [logits.requires_grad for logits in seen_logits(tiny_model)] == [False] * 3
 
 
 def test_bf16_autocast_does_not_change_cpu_decoding(tiny_model: PreTrainedModel) -> None:
-    logits: list[Tensor] = []
-
-    def choose(in_flight: list[int], position: int, logits_CBV: Tensor) -> Tensor:
-        logits.append(logits_CBV)
-        return logits_CBV[0].argmax(-1)
-
-    decode(tiny_model, [[[1, 2, 3]]], choose, max_new_tokens=1, stop_ids=frozenset())
+    plain = seen_logits(tiny_model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        decode(tiny_model, [[[1, 2, 3]]], choose, max_new_tokens=1, stop_ids=frozenset())
-    assert torch.equal(logits[0], logits[1])
+        under_autocast = seen_logits(tiny_model)
+    assert len(plain) == 3
+    assert all(map(torch.equal, plain, under_autocast))
 
 
 @torch.no_grad()
@@ -187,34 +133,3 @@ def test_kept_rows_go_on_as_if_they_were_alone(tiny_model: PreTrainedModel, kept
         torch.testing.assert_close(rows.logits_NV, expected_NV, rtol=1e-4, atol=1e-4)
         rows.append(torch.full((len(kept),), token))
         texts = [[*text, token] for text in texts]
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "looping"),
-    [
-        ([], False),
-        ([7] * 15, False),
-        ([7] * 16, True),
-        ([1, 2] * 7 + [1], False),
-        ([1, 2] * 8, True),
-        ([1, 2, 3] * 5, False),
-        ([1, 2, 3] * 5 + [1], True),
-        ([1, 2, 3, 4] * 4, True),
-        ([1, 2, 3, 4, 5] * 3 + [1, 2, 3, 4], False),
-        ([1, 2, 3, 4, 5] * 4, True),
-        (list(range(16)) * 4, True),
-        ((list(range(16)) * 4)[1:], False),
-        (list(range(17)) * 8, False),
-        ([7] * 30 + [8], False),
-        ([9, 8] + [7] * 16, True),
-        ([7] * 8 + [8] + [7] * 15, False),
-        (list(range(100)), False),
-    ],
-)
-def test_is_looping(token_ids: list[int], looping: bool) -> None:
-    assert is_looping(token_ids) is looping
-
-
-def test_is_looping_heeds_the_longest_period() -> None:
-    assert is_looping([1, 2, 3] * 8, longest_period=3)
-    assert not is_looping([1, 2, 3] * 8, longest_period=2)

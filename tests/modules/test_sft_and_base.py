@@ -1,5 +1,6 @@
 """The training loop that all methods share, with SFT as the simplest of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mixsd_lightning import SFT, KGFact
 from mixsd_lightning.context import naive_context
 from mixsd_lightning.data.base import collate_training
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.models import load_student
 from mixsd_lightning.modules.base import KnowledgeModule
 
 
@@ -58,6 +60,31 @@ def test_batch_nll_equals_a_forward_of_each_sequence_alone(tiny_model_path: str,
     nll_sum, num_tokens = KnowledgeModule.batch_nll(tiny_model, collate_training(items))
     assert int(num_tokens) == count
     assert float(nll_sum) == pytest.approx(total, rel=1e-5)
+
+
+def test_summed_nll_is_that_of_all_items_whatever_the_batches(tiny_model_path: str, tiny_model: Any) -> None:
+    method = SFT(tiny_model_path)
+    items = method.training_items(tiny_corpus().split("train")[:5])
+    expected = sum(float(KnowledgeModule.batch_nll(tiny_model.eval(), collate_training([item]))[0]) for item in items)
+    tiny_model.train()
+    for batch_size in (1, 2, 5, 8):
+        assert method.summed_nll(tiny_model, items, batch_size) == pytest.approx(expected, rel=1e-5)
+    assert tiny_model.training  # as it was
+
+
+@pytest.mark.parametrize("num_known", [0, 3, 8])
+def test_targets_are_described_by_what_is_known_of_them_and_the_base_model(
+    tiny_model_path: str, tmp_path: Path, num_known: int
+) -> None:
+    method, corpus = SFT(tiny_model_path), tiny_corpus()
+    quiet_trainer(tmp_path).fit(method, corpus)
+    items = method.training_items(corpus.split("train"))
+    num_tokens = sum(len(item.target_ids) for item in items)
+    unknown_nll = method.summed_nll(load_student(tiny_model_path), items[num_known:], 8)
+    method.describe_items([replace(item, base_nll=100.0) for item in items[:num_known]] + items[num_known:])
+    assert method.target_statistics["targets/nll_base"] == pytest.approx(
+        (100 * num_known + unknown_nll) / num_tokens, rel=1e-5
+    )
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_one_large_batch(tiny_model_path: str, tmp_path: Path) -> None:
@@ -135,3 +162,6 @@ def test_fit_knows_what_it_teaches(tiny_model_path: str, tmp_path: Path) -> None
     method, corpus = SFT(tiny_model_path), tiny_corpus()
     quiet_trainer(tmp_path).fit(method, corpus)
     assert method.taught_ids == {example.id for example in corpus.split("train")}
+    items = method.training_items(corpus.split("train"))
+    nll = method.summed_nll(load_student(tiny_model_path), items, 8) / sum(len(item.target_ids) for item in items)
+    assert method.target_statistics == {"targets/nll_base": pytest.approx(nll, rel=1e-5)}  # not the trained student's
