@@ -132,6 +132,19 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model for what it says: in eval mode, without gradients, and on a CPU without autocast.
+
+    bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than the
+    products themselves.
+    """
+    device = model.device.type
+    autocast = device != "cpu" and torch.is_autocast_enabled(device)
+    with torch.no_grad(), torch.autocast(device, enabled=autocast), evaluating(model):
+        yield
+
+
 def model_source(model_name_or_path: str) -> str:
     """What the loaders of transformers and vLLM know a model by: a folder or a Hub id."""
     return str(builtin_model_path()) if model_name_or_path == BUILTIN_MODEL else model_name_or_path

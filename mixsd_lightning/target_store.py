@@ -47,9 +47,10 @@ class TargetStore:
 
     def check(self) -> None:
         """Raise a :class:`UserError` that says what differs, if the folder holds targets of another kind."""
+        is_finished = self.path.exists()  # asked first: another process writes the meta file before this one
         meta = self._meta()
         if meta is None:
-            if self.path.exists():
+            if is_finished:
                 raise UserError(f"{self.path} has no {self._meta_path.name} beside it. Delete it to build it again.")
             return
         there = meta["made_from"]
@@ -67,8 +68,9 @@ class TargetStore:
         Raises:
             UserError: if the file is not what was written.
         """
+        is_finished = self.path.is_file()
         self.check()
-        if not self.path.is_file():
+        if not is_finished:
             return None
         content = self.path.read_bytes()
         meta = self._meta()
@@ -81,13 +83,23 @@ class TargetStore:
         """Say what the targets will be made from, before the first is there."""
         self.check()
         if self._meta() is None:
+            for path in self._partials():  # nothing says what they were made from
+                path.unlink()
             self._write_meta()
+
+    def tidy(self) -> None:
+        """Remove what a build that was killed has left beside a finished file."""
+        if self.path.is_file():
+            for path in self._partials():
+                path.unlink()
+        for path in (self.path, self._meta_path):
+            for scratch in path.parent.glob(f".{path.name}.*"):
+                scratch.unlink()
 
     def append(self, rank: int, record: Record) -> None:
         """Add a line to what a rank has so far; it is on disk when this returns."""
-        line = json.dumps(record).encode()
         with self._partial(rank).open("ab") as file:
-            file.write(b"%08x %s\n" % (zlib.crc32(line), line))
+            file.write(_checked_line(record))
             file.flush()
             os.fsync(file.fileno())
 
@@ -101,9 +113,7 @@ class TargetStore:
             records = list(_checked_lines(path))
             if len(records) != path.read_bytes().count(b"\n") or not path.read_bytes().endswith(b"\n"):
                 warnings.warn(f"{path} was cut short or damaged; what is missing is made again.", stacklevel=2)
-                path.unlink()
-                for record in records:
-                    self.append(int(path.name.rpartition("-")[2]), record)
+                write_atomically(path, b"".join(map(_checked_line, records)))
 
     def finish(self, records: Sequence[Record]) -> None:
         """Write the finished file and drop the unfinished ones."""
@@ -116,6 +126,8 @@ class TargetStore:
     def take_over(self, other: "TargetStore") -> bool:
         """Copy what another store of the same identity holds, finished or not; returns whether it held anything."""
         try:
+            if other._meta() is None:
+                return False
             finished = other.load()
         except UserError:  # it was made from something else, or is damaged
             return False
@@ -142,7 +154,7 @@ class TargetStore:
                 return dict(meta)
         except (ValueError, KeyError, TypeError):
             pass
-        raise UserError(f"{self._meta_path} is damaged. Delete it and {self.path.name} to build the targets again.")
+        raise UserError(f"{self._meta_path} is damaged. Delete it and {self.path.name}* to build the targets again.")
 
     def _write_meta(self, **more: str) -> None:
         content = json.dumps({"made_from": self._identity, **more}, indent=2, ensure_ascii=False) + "\n"
@@ -160,6 +172,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _checked_line(record: Record) -> bytes:
+    line = json.dumps(record).encode()
+    return b"%08x %s\n" % (zlib.crc32(line), line)
 
 
 def _checked_lines(path: Path) -> Iterator[Record]:

@@ -122,11 +122,13 @@ class MixedTargets:
         store = TargetStore(folder, name, identity)
         store.load()  # on every rank, so that what is wrong is said by all, and none waits for one that has given up
         with store.lock() if shard.rank == 0 else nullcontext():
-            if shard.rank == 0 and store.load() is None:
-                store.begin()
-                store.repair()
-                if not store.unfinished():
-                    any(store.take_over(TargetStore(source, name, identity)) for source in sources)
+            if shard.rank == 0:
+                store.tidy()
+                if store.load() is None:
+                    store.begin()
+                    store.repair()
+                    if not store.unfinished():
+                        any(store.take_over(TargetStore(source, name, identity)) for source in sources)
             shard.barrier()
             if not store.path.is_file():
                 self._make(store, engine, shard)

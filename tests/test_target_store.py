@@ -142,20 +142,17 @@ def test_a_torn_line_is_gone_when_the_next_build_is_interrupted_too(encoder: Cha
 @pytest.mark.parametrize("line", [0, 3, 6])
 @pytest.mark.parametrize("place", [0, 8, 9, 100, -2])
 def test_a_damaged_line_alone_is_made_again(encoder: ChatEncoder, tmp_path: Path, line: int, place: int) -> None:
-    interrupt(encoder, tmp_path, steps=7)
+    first = Watched(FakeEngine(encoder), steps=7)
+    with pytest.raises(RuntimeError, match="power cut"):
+        build(encoder, tmp_path, first)
     damaged = tmp_path / PARTIAL
     lines = damaged.read_bytes().splitlines(keepends=True)
-    start = sum(map(len, lines[:line]))
-    change_byte(damaged, start + place % len(lines[line]))
-    engine = Watched(FakeEngine(encoder))
-    with pytest.warns(UserWarning, match=re.escape(str(damaged))):
-        assert built_bytes(encoder, tmp_path, engine) == built_bytes(encoder, tmp_path / "whole")
-    lost = json.loads(lines[line].partition(b" ")[2])
-    assert set(engine.generated[-7:]) == {(f"q{index}", generation) for index in range(3) for generation in range(2)} | {
-        (f"q{index}", generation) for index, generation in [(3, 0)]
-    }
-    assert len(engine.generated) == 8
-    assert (lost["id"], lost["mix_meta"]["gen_index"]) in engine.generated
+    change_byte(damaged, len(b"".join(lines[:line])) + place % len(lines[line]))
+    second = Watched(FakeEngine(encoder))
+    with pytest.warns(UserWarning, match=re.escape(f"{damaged} was cut short or damaged")):
+        assert built_bytes(encoder, tmp_path, second) == built_bytes(encoder, tmp_path / "whole")
+    assert set(first.generated) & set(second.generated) == {first.generated[line]}
+    assert len(second.generated) == 14 - 7 + 1
 
 
 def test_damaged_scores_are_made_again_without_generating(encoder: ChatEncoder, tmp_path: Path) -> None:
@@ -307,6 +304,58 @@ def test_a_meta_file_without_a_digest_does_not_vouch_for_a_file(encoder: ChatEnc
     meta.write_text(json.dumps({"made_from": made_from}))
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "mixed.jsonl"))):
         build(encoder, tmp_path)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_lines_that_nothing_vouches_for_are_not_used(encoder: ChatEncoder, tmp_path: Path, elsewhere: bool) -> None:
+    interrupt(encoder, tmp_path / "old", steps=5)
+    (tmp_path / "old" / "mixed.meta.json").unlink()
+    folder = tmp_path / ("new" if elsewhere else "old")
+    settings = replace(SETTINGS, mixing=replace(SETTINGS.mixing, seed=99))
+    build(encoder, folder, settings=settings, sources=[tmp_path / "old"] if elsewhere else [])
+    build(encoder, tmp_path / "clean", settings=settings)
+    assert contents(folder) == contents(tmp_path / "clean")
+
+
+def test_a_repair_that_fails_loses_nothing(
+    encoder: ChatEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: None
+) -> None:
+    interrupt(encoder, tmp_path, steps=9)
+    partial_file = tmp_path / PARTIAL
+    with partial_file.open("ab") as file:
+        file.write(b"torn")
+    before = partial_file.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda file: fail(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        build(encoder, tmp_path)
+    assert partial_file.read_bytes() == before
+
+
+def test_what_a_kill_leaves_beside_a_finished_file_is_removed(encoder: ChatEncoder, tmp_path: Path) -> None:
+    build(encoder, tmp_path)
+    finished = contents(tmp_path)
+    for name in (PARTIAL, "mixed.jsonl.partial-3", ".mixed.jsonl.4711", ".mixed.meta.json.4711"):
+        (tmp_path / name).write_bytes(b"left")
+    build(encoder, tmp_path)
+    assert contents(tmp_path) == finished
+
+
+def test_a_store_that_is_finished_while_it_is_checked_is_no_error(
+    encoder: ChatEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_meta = TargetStore._meta
+    calls = []
+
+    def finish_after_the_first_look(store: TargetStore) -> Any:
+        calls.append(store)
+        meta = read_meta(store)
+        if len(calls) == 1:
+            assert meta is None
+            build(encoder, tmp_path)
+        return meta
+
+    monkeypatch.setattr(TargetStore, "_meta", finish_after_the_first_look)
+    assert len(build(encoder, tmp_path)) == 14
 
 
 # --- other targets in the folder ---------------------------------------------------------------------------------------

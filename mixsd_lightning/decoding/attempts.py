@@ -55,6 +55,9 @@ class Attempt:
         return []
 
 
+# As many failures as this say as much about a task as all other tasks do.
+_PRIOR_WEIGHT = 2
+
 AttemptType = TypeVar("AttemptType", bound=Attempt)
 
 
@@ -67,6 +70,7 @@ class Job(Generic[AttemptType]):
         self.result: MixingResult | None = None
         self._make_attempt = make_attempt
         self._num_started = 0
+        self._num_rejected = 0
         self._last = max_attempts
         """No attempt after this one matters."""
 
@@ -80,6 +84,10 @@ class Job(Generic[AttemptType]):
         """Whether the result is final."""
         return not self.running and not self.can_start
 
+    def rejection(self, usual: float) -> float:
+        """Chance that an attempt at this task fails: the usual one at first, and the higher the more have failed."""
+        return (self._num_rejected + _PRIOR_WEIGHT * usual) / (self._num_rejected + _PRIOR_WEIGHT)
+
     def start(self) -> AttemptType:
         """Begin the next attempt."""
         self._num_started += 1
@@ -89,6 +97,7 @@ class Job(Generic[AttemptType]):
     def end(self, attempt: AttemptType, accepted: bool) -> None:
         """Note how an attempt ended."""
         self.running.remove(attempt)
+        self._num_rejected += not accepted
         if accepted or attempt.number == self._last:
             self._last = attempt.number
             self.result = MixingResult(self.task, attempt.number, attempt.completion, accepted)

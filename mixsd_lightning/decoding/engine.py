@@ -9,6 +9,7 @@
 None of this changes a result: the first accepted attempt *by number* counts, and guesses are checked.
 """
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ from mixsd_lightning.models import weights_fingerprint
 # Room that a row of the cache has for completions, in multiples of the longest: an attempt in progress takes up to two (it
 # has keys and values under both contexts), the rest is for what earlier attempts left.
 _ROOM = 4
+
+# Longer completions than this are rare, even where they are allowed: for them the cache grows.
+_USUAL_LENGTH = 128
 
 
 class MixingEngine:
@@ -58,6 +62,9 @@ class MixingEngine:
         self._stop_ids = stop_ids
         self._num_slots = num_slots
         self._tokens_per_step = tokens_per_step
+        self._usual_length = min(settings.max_new_tokens, _USUAL_LENGTH)
+        self._passing: list[tuple[Node, int]] = []
+        """Nodes and contexts whose supports are too large to keep."""
         self.statistics = Statistics()
 
     def identity(self) -> dict[str, Any]:
@@ -81,11 +88,13 @@ class MixingEngine:
 
         Neighbouring tasks with the same prompts (generations of one example) share their computations.
         """
+        if not tasks:
+            return
         waiting = deque(list(group) for _, group in groupby(tasks, key=lambda task: (task.naive_prompt, task.expert_prompt)))
         num_rows = min(self._num_slots, len(waiting))
         # The last row holds what all prompts begin with.
         cache = PrefixCache(self._model, num_rows + 1)
-        cache.reserve(max(len(t.naive_prompt) + len(t.expert_prompt) for t in tasks) + _ROOM * self._settings.max_new_tokens)
+        cache.reserve(max(len(t.naive_prompt) + len(t.expert_prompt) for t in tasks) + _ROOM * self._usual_length)
         shared = self._run_shared_prefix(cache, tasks)
         free_rows = set(range(num_rows))
         in_flight: list[_Example] = []
@@ -181,11 +190,13 @@ class MixingEngine:
         self.statistics.accepted += accepted
         self.statistics.completion_tokens += len(attempt.completion.token_ids)
         example.guesses.add(attempt.completion.token_ids)
-        room = cache.num_columns - 2 * self._settings.max_new_tokens
+        room = cache.num_columns - 2 * self._usual_length
         example.tree.evict(room, [other.node for job in example.jobs for other in job.running])
 
     def _step(self, cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
         """One forward for all attempts in flight, filled up with what may be needed soon."""
+        for node, context in self._passing:
+            node.supports[context] = None
         batch = _Batch(self._tokens_per_step or 0.0)
         for example in in_flight:
             for job in example.jobs:
@@ -198,30 +209,36 @@ class MixingEngine:
         found = supports(logits_NV, self._settings.temperature, self._settings.top_k)
         for (node, context), support in zip(batch.asked, found, strict=True):
             node.supports[context] = support
+        is_large = self._settings.temperature > 0 and self._settings.top_k == 0
+        self._passing = batch.asked if is_large else []
 
     def _attempt_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
-        """Start attempts before those ahead of them are known to fail."""
+        """Start attempts before those ahead of them are known to fail, the likeliest to be needed first."""
         rejection = (self.statistics.attempts - self.statistics.accepted + 1) / (self.statistics.attempts + 2)
-        jobs = [(example, job) for example in in_flight for job in example.jobs]
-        ahead = 1
-        while jobs and batch.pays(rejection**ahead):
-            room = cache.num_columns - 2 * self._settings.max_new_tokens
-            jobs = [(example, job) for example, job in jobs if job.can_start and example.tree.num_columns <= room]
-            for example, job in jobs:
-                if not batch.pays(rejection**ahead):
-                    return
-                attempt = job.start()
-                if missing := self._follow(attempt):
-                    for context in missing:
-                        batch.ask(example.tree, attempt.node, context)
-                else:
-                    self._end(cache, example, job, attempt, accept)
-            ahead += 1
+        room = cache.num_columns - 2 * self._usual_length
+        # An attempt is needed if all that run before it fail.
+        candidates = [
+            (-(job.rejection(rejection) ** len(job.running)), index, example, job)
+            for index, (example, job) in enumerate((example, job) for example in in_flight for job in example.jobs)
+        ]
+        heapq.heapify(candidates)
+        while candidates:
+            chance, index, example, job = heapq.heappop(candidates)
+            if not batch.pays(-chance):
+                return
+            if not job.can_start or example.tree.num_columns > room:
+                continue
+            attempt = job.start()
+            for context in self._follow(attempt):
+                batch.ask(example.tree, attempt.node, context)
+            if attempt.completion.finish_reason:
+                self._end(cache, example, job, attempt, accept)
+            heapq.heappush(candidates, (chance * job.rejection(rejection), index, example, job))
 
     def _guess_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]") -> None:
         """Go on with every attempt as similar text went on."""
         rightness = (self.statistics.guessed_right + 5) / (self.statistics.guessed + 10)
-        room = cache.num_columns - self._settings.max_new_tokens
+        room = cache.num_columns - self._usual_length
         for example in in_flight:
             if example.tree.num_columns > room:
                 continue
@@ -286,17 +303,18 @@ class _Batch:
         return chance * (self._num_tokens + self._tokens_per_step) > self._num_tokens
 
 
-def _measure_tokens_per_step(cache: PrefixCache, row: int, num_tokens: int = 32) -> float:
+def _measure_tokens_per_step(cache: PrefixCache, row: int, short: int = 8, long: int = 64) -> float:
     """Tokens that cost as much as the fixed part of a forward, from the times of a short and a long one."""
-    seconds = []
-    for count in (1, num_tokens):
-        span = Span(row, [], range(count), [0] * count)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            cache.forward([span]).cpu()
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times))
-    per_token = max(seconds[1] - seconds[0], 0.0) / (num_tokens - 1)
+
+    def seconds(num_tokens: int) -> float:
+        start = time.perf_counter()
+        cache.forward([Span(row, [], range(num_tokens), [0] * num_tokens)]).cpu()
+        return time.perf_counter() - start
+
+    # The least of several: whatever else the machine does only adds to them. One token alone would say nothing: products
+    # with a vector run other code.
+    fast, slow = (min(seconds(num_tokens) for _ in range(3)) for num_tokens in (short, long))
+    per_token = (slow - fast) / (long - short)
     # A device that runs both in the same time rewards more than was tried.
-    return min((seconds[0] - per_token) / per_token, 16.0 * num_tokens) if per_token > 0 else 16.0 * num_tokens
+    most = 8.0 * long
+    return min(max(fast / per_token - short, 0.0), most) if per_token > 0 else most

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from mixsd_lightning.models import evaluating
+from mixsd_lightning.models import inference
 
 
 @dataclass
@@ -96,16 +96,12 @@ def generate_greedy(
     return [completions[index] for index in range(len(prompts))]
 
 
-@torch.no_grad()
 def _generate_batch(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
 ) -> list[Completion]:
     completions = [Completion() for _ in prompts]
     in_flight = list(range(len(prompts)))
-    # bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than
-    # the products themselves.
-    autocast = model.device.type != "cpu" and torch.is_autocast_enabled(model.device.type)
-    with evaluating(model), torch.autocast(model.device.type, enabled=autocast):
+    with inference(model):
         rows = CachedRows(model, prompts)
         for position in range(max_new_tokens):
             tokens = rows.logits_NV.argmax(-1)

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.models import evaluating
+from mixsd_lightning.models import inference
 
 _IMPLEMENTATION = "prefix_cache"
 
@@ -79,14 +79,11 @@ class PrefixCache:
             num_rows: Groups of prefixes held at once.
 
         Raises:
-            UserError: if a layer of the model keeps a state that is not a list of keys and values.
+            UserError: if a layer of the model is not attention.
         """
         layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
         if other := sorted(layer_types - {"full_attention", "sliding_attention"}):
-            raise UserError(
-                f"--model.model_name_or_path: the model has {', '.join(other)} layers, whose state cannot be shared between "
-                "attempts at a target. Choose a model whose layers are attention only."
-            )
+            raise _unsupported(f"it has {', '.join(other)} layers")
         self._model = model
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -120,14 +117,7 @@ class PrefixCache:
         self._plan = _Plan([span for span, _ in pieces], self._positions_RL, device)
         ends = np.cumsum([len(span.columns) for span, _ in pieces]) - 1
         wanted = [int(end) for end, (_, is_last) in zip(ends, pieces, strict=True) if is_last]
-        # See greedy.py: bf16 autocast slows a CPU down.
-        autocast = device.type != "cpu" and torch.is_autocast_enabled(device.type)
-        with (
-            torch.no_grad(),
-            torch.autocast(device.type, enabled=autocast),
-            evaluating(self._model),
-            _attention_reads(self._model),
-        ):
+        with inference(self._model), _attention_reads(self._model):
             output = self._model(
                 input_ids=torch.tensor([[token for span, _ in pieces for token in span.token_ids]], device=device),
                 position_ids=torch.from_numpy(self._plan.positions_N)[None].to(device),
@@ -172,6 +162,9 @@ class PrefixCache:
         softcap: float | None,
     ) -> Tensor:
         """Store new keys and values ``[1, heads, N, D]`` and attend from ``query``; returns ``[1, N, heads, D]``."""
+        if layer_index in self._plan.layers_run:
+            raise _unsupported("its layers attend more than once")
+        self._plan.layers_run.add(layer_index)
         if layer_index not in self._keys:
             num_rows, num_columns = self.num_rows, self.num_columns
             self._keys[layer_index] = key.new_zeros(num_rows, key.shape[1], num_columns, key.shape[-1])
@@ -241,6 +234,7 @@ class _Plan:
         rows = np.repeat([span.row for span in spans], [len(span.columns) for span in spans])
         columns = np.concatenate([span.columns for span in spans])
         self.positions_N = positions_RL[rows, columns]
+        self.layers_run: set[int] = set()
         self.rows_N = torch.from_numpy(rows).to(device)
         self.columns_N = torch.from_numpy(columns).to(device)
         spans_of_row: dict[int, list[tuple[int, Span]]] = defaultdict(list)
@@ -294,6 +288,13 @@ def _make_group(
     )
 
 
+def _unsupported(reason: str) -> UserError:
+    return UserError(
+        f"--model.model_name_or_path: mixed targets cannot be built with this model: {reason}. Choose one of plain, windowed "
+        "or soft-capped attention layers (Llama, Qwen, Mistral, Gemma, Phi, GPT-2, ...)."
+    )
+
+
 def _attention_function(
     module: torch.nn.Module,
     query: Tensor,
@@ -301,13 +302,19 @@ def _attention_function(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    prefix_cache: PrefixCache,
+    prefix_cache: PrefixCache | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every attention layer while a :class:`PrefixCache` runs the model."""
+    if prefix_cache is None:
+        raise _unsupported("its layers do not pass arguments on to attention")
+    if s_aux is not None or position_bias is not None:
+        raise _unsupported("its attention has sinks or position biases")
     return prefix_cache.attend(int(module.layer_idx), query, key, value, scaling, sliding_window, softcap), None  # type: ignore[arg-type]
 
 
@@ -320,6 +327,8 @@ def _attention_reads(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(_IMPLEMENTATION)
     try:
+        if model.config._attn_implementation != _IMPLEMENTATION:
+            raise _unsupported("its attention cannot be replaced")
         yield
     finally:
         model.set_attn_implementation(before)

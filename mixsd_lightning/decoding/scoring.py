@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from mixsd_lightning.models import evaluating
+from mixsd_lightning.models import inference
 
 
-@torch.no_grad()
 def completion_log_probs(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """Log-probability of each token of each completion after its prompt, in nats, all in one batch."""
+    if not completions:
+        return []
     longest = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
     num_logits = 1 + max(map(len, completions))
     padded = [
@@ -22,7 +23,7 @@ def completion_log_probs(
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     input_ids = torch.tensor(padded, device=model.device)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
-    with evaluating(model):
+    with inference(model):
         logits = model(
             input_ids=input_ids,
             attention_mask=mask.long().to(model.device),

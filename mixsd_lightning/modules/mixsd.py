@@ -115,6 +115,7 @@ class MixSD(KnowledgeModule):
         self.engine = engine
         self.generation_batch_size = generation_batch_size
         self._refresh: int | None = None
+        self._resumed_epoch = 0
         self.records: list[dict[str, Any]] = []
         """The mixed targets, once they are built."""
 
@@ -130,9 +131,17 @@ class MixSD(KnowledgeModule):
 
     @override
     def setup(self, stage: str) -> None:
+        # Another corpus, another trainer: whatever was built for an earlier run does not count.
+        self._refresh = None
+        self._resumed_epoch = 0
         if self.refresh_every_n_epochs:
             # Every epoch asks for its items, so that a run that is resumed between two refreshes has the right ones.
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._resumed_epoch = int(checkpoint["epoch"])
 
     @override
     def on_predict_start(self) -> None:
@@ -196,10 +205,19 @@ class MixSD(KnowledgeModule):
 
     @override
     def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
-        refresh = self.trainer.current_epoch // self.refresh_every_n_epochs if self.refresh_every_n_epochs else 0
+        # Lightning counts from zero until the fit loop of a resumed run has begun.
+        epoch = max(self.trainer.current_epoch, self._resumed_epoch)
+        refresh = epoch // self.refresh_every_n_epochs if self.refresh_every_n_epochs else 0
         is_refreshed = self._refresh is not None and refresh != self._refresh
         if refresh != self._refresh:
             self.build_targets(refresh)
+        items = self.items_of_records(examples)
+        if is_refreshed:
+            self.describe_items(items)
+        return items
+
+    def items_of_records(self, examples: Sequence[Example]) -> list[TrainItem]:
+        """What the targets that were built give to train on, rejected ones according to `on_reject`."""
         by_id = {example.id: example for example in examples}
         items = []
         for record in self.records:
@@ -210,6 +228,4 @@ class MixSD(KnowledgeModule):
             elif self.on_reject != "drop":
                 text = example.target if self.on_reject == "gold" else example.fact
                 items.append(self.supervised_item(example, self.encoder.target(text)))
-        if is_refreshed:
-            self.describe_items(items)
         return items

@@ -171,7 +171,7 @@ CASES = [
 
 
 # Completions in flight, and tokens that cost as much as a step.
-ENGINES = [(1, 20.0), (2, 1000.0), (3, 0.0), (64, 0.0), (64, 20.0), (64, 1000.0)]
+ENGINES = [(1, 20.0), (2, 1000.0), (3, 0.0), (64, 20.0), (64, 1000.0)]
 
 
 @pytest.mark.parametrize(("num_slots", "tokens_per_step"), ENGINES)
@@ -185,7 +185,7 @@ def test_results_equal_a_loop_without_a_cache(
     tokens_per_step: float,
 ) -> None:
     model = random_model(seed)
-    tasks = shuffled(make_tasks(seed, beginning=range(seed * 5))[: 4 + 4 * num_slots], seed=num_slots)
+    tasks = shuffled(make_tasks(seed, beginning=range(seed * 5))[: 4 + 2 * num_slots], seed=num_slots)
     engine = MixingEngine(model, settings, STOP_IDS, num_slots, tokens_per_step)
     assert_equals_plain(engine, model, tasks, settings, max_attempts)
 
@@ -223,6 +223,10 @@ def test_the_order_of_tasks_changes_nothing(random_model: RandomModel) -> None:
         assert_equals_plain(make_engine(random_model(0), MIXED, 3, 20.0), random_model(0), tasks, MIXED, 12)
 
 
+def test_no_tasks_give_no_results(random_model: RandomModel) -> None:
+    assert list(make_engine(random_model(0), MIXED).generate([], accept_none, 4)) == []
+
+
 def test_an_engine_can_run_again(random_model: RandomModel) -> None:
     engine = make_engine(random_model(0), MIXED)
     for tasks in (make_tasks(0)[:6], make_tasks(1)[:6], make_tasks(0)[:6]):
@@ -235,8 +239,8 @@ def counting_model(tiny_model: PreTrainedModel) -> PreTrainedModel:
     with torch.no_grad():
         tiny_model.lm_head.weight = torch.nn.Parameter(tiny_model.get_input_embeddings().weight.roll(1, 0))
         for layer in tiny_model.model.layers:
-            layer.self_attn.o_proj.weight *= 0.04
-            layer.mlp.down_proj.weight *= 0.04
+            layer.self_attn.o_proj.weight *= 0.03
+            layer.mlp.down_proj.weight *= 0.03
     return tiny_model.double().eval()
 
 
@@ -252,8 +256,9 @@ def test_attempts_run_ahead_and_tokens_are_guessed(
         assert_equals_plain(engine, counting_model, tasks, settings, 8, accept_none)
     assert bold.statistics.forwards < cautious.statistics.forwards / 2
     assert cautious.statistics.guessed == 0
-    assert bold.statistics.guessed > 10
-    assert 0 < bold.statistics.guessed_right < bold.statistics.guessed
+    assert bold.statistics.guessed > 5
+    assert 0 < bold.statistics.guessed_right <= bold.statistics.guessed
+    assert temperature == 0 or bold.statistics.guessed_right < bold.statistics.guessed
 
 
 def with_answers(model: PreTrainedModel, task: MixingTask, settings: MixingSettings) -> MixingTask:
@@ -270,7 +275,7 @@ def with_answers(model: PreTrainedModel, task: MixingTask, settings: MixingSetti
     return replace(task, answers=tuple(answers))
 
 
-@pytest.mark.parametrize(("num_slots", "tokens_per_step"), [(1, 0.0), (3, 20.0), (64, 1000.0)])
+@pytest.mark.parametrize(("num_slots", "tokens_per_step"), [(2, 0.0), (3, 20.0), (64, 1000.0)])
 @pytest.mark.parametrize(("rate", "temperature", "top_k"), [(0.5, 0.0, 64), (0.7, 1.0, 2), (0.5, 1.0, 0)])
 def test_answers_are_protected(
     random_model: RandomModel, rate: float, temperature: float, top_k: int, num_slots: int, tokens_per_step: float
@@ -350,7 +355,7 @@ def test_pure_rates_equal_generate_on_the_real_model(
         MixingTask(
             example.id, 0, builtin_encoder.prompt(naive_context(example)), builtin_encoder.prompt(expert_context(example))
         )
-        for example in KGFact(preset="KGFact-Small").build_splits(["train"])["train"][::200]
+        for example in KGFact(preset="KGFact-Small").build_splits(["train"])["train"][::500]
     ]
     stop_ids = stop_token_ids(builtin_model, builtin_encoder.end_of_turn_id)
     assert_pure_rate_equals_generate(builtin_model.eval(), tasks, rate, stop_ids)
@@ -466,27 +471,34 @@ def spy(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, measure: Callab
 def tight_tasks() -> list[MixingTask]:
     """Tasks with prompts of one length, so that no row of a cache has room to spare."""
     rng = random.Random(0)
-    return [MixingTask(f"example-{index}", 0, random_prompt(rng, 9), random_prompt(rng, 9)) for index in range(4)]
+    prompts = [(random_prompt(rng, 9), random_prompt(rng, 9)) for _ in range(3)]
+    return [MixingTask(f"example-{index}", generation, *pair) for index, pair in enumerate(prompts) for generation in (0, 1)]
 
 
-@pytest.mark.parametrize("tokens_per_step", [0.0, 1000.0])
-@pytest.mark.parametrize("protect_answer", [False, True])
+@pytest.mark.parametrize(("room", "tokens_per_step"), [(4, 0.0), (2, 20.0), (2, 1000.0), (3, 20.0), (3, 1000.0)])
+@pytest.mark.parametrize(("top_k", "protect_answer"), [(2, False), (2, True), (0, True)])
 def test_forgotten_attempts_change_nothing(
-    random_model: RandomModel, monkeypatch: pytest.MonkeyPatch, tokens_per_step: float, protect_answer: bool
+    random_model: RandomModel,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    tokens_per_step: float,
+    top_k: int,
+    protect_answer: bool,
 ) -> None:
-    model, settings = random_model(1), MixingSettings(0.5, 1.0, 0, 4, protect_answer=protect_answer)
+    model, settings = random_model(1), MixingSettings(0.5, 1.0, top_k, 5, protect_answer=protect_answer)
     tasks = [with_answers(model, task, settings) for task in tight_tasks()]
+    monkeypatch.setattr(engine_module, "_ROOM", room)
     changes = spy(monkeypatch, PrefixTree, "evict", lambda tree: tree.num_columns)
-    assert_equals_plain(make_engine(model, settings, 64, tokens_per_step), model, tasks, settings, 30, accept_none)
-    assert sum(changes) < -10
+    assert_equals_plain(make_engine(model, settings, 64, tokens_per_step), model, tasks, settings, 12, accept_none)
+    assert sum(changes) < 0
 
 
 @pytest.mark.parametrize("tokens_per_step", [0.0, 1000.0])
-@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize(("name", "value"), [("_ROOM", 0), ("_ROOM", 1), ("_USUAL_LENGTH", 1)])
 def test_a_cache_that_was_too_small_grows(
-    random_model: RandomModel, monkeypatch: pytest.MonkeyPatch, room: int, tokens_per_step: float
+    random_model: RandomModel, monkeypatch: pytest.MonkeyPatch, name: str, value: int, tokens_per_step: float
 ) -> None:
-    monkeypatch.setattr(engine_module, "_ROOM", room)
+    monkeypatch.setattr(engine_module, name, value)
     changes = spy(monkeypatch, PrefixCache, "reserve", lambda cached: cached.num_columns)
     assert_equals_plain(make_engine(random_model(0), MIXED, 4, tokens_per_step), random_model(0), tight_tasks(), MIXED, 12)
     assert sum(change > 0 for change in changes) >= 2

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 
 from mixsd_lightning.decoding import prefix_cache
 from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
@@ -228,8 +232,26 @@ def test_copying_before_anything_was_run_does_nothing(llama: PreTrainedModel, nu
 
 def test_a_layer_without_keys_and_values_is_an_error(llama: PreTrainedModel) -> None:
     llama.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(UserError, match="--model.model_name_or_path: the model has linear_attention layers"):
+    with pytest.raises(UserError, match="--model.model_name_or_path: .* it has linear_attention layers"):
         PrefixCache(llama, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("bloom", {}, "its attention cannot be replaced"),
+        ("stablelm", {}, "its layers do not pass arguments on"),
+        ("diffllama", {}, "its layers attend more than once"),
+        ("gpt_oss", {"num_local_experts": 2, "head_dim": 8}, "sinks"),
+    ],
+)
+def test_attention_of_another_kind_is_an_error(name: str, options: dict[str, Any], reason: str) -> None:
+    implementation = "eager" if name == "gpt_oss" else None
+    sizes = {"vocab_size": VOCABULARY} if name == "bloom" else SIZES
+    config = CONFIG_MAPPING[name](**(sizes | options))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    with pytest.raises(UserError, match=f"--model.model_name_or_path: .*{reason}"):
+        PrefixCache(model, 1).forward([Span(0, [], [0], [1])])
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -58,6 +58,12 @@ def test_scoring_runs_in_eval_mode_and_restores_the_mode(tiny_model: PreTrainedM
     assert {module.training for module in tiny_model.modules()} == {training}
 
 
+def test_bf16_autocast_does_not_change_scores_on_a_cpu(tiny_model: PreTrainedModel) -> None:
+    plain = completion_log_probs(tiny_model, PROMPTS, COMPLETIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert completion_log_probs(tiny_model, PROMPTS, COMPLETIONS) == plain
+
+
 def test_every_prompt_needs_a_completion(tiny_model: PreTrainedModel) -> None:
     with pytest.raises(ValueError, match="zip"):
         completion_log_probs(tiny_model, PROMPTS, COMPLETIONS[:-1])
