@@ -10,7 +10,6 @@ None of this changes a result: the first accepted attempt *by number* counts, an
 """
 
 import heapq
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,11 +21,12 @@ from transformers import PreTrainedModel
 
 from mixsd_lightning.decoding.attempts import Attempt, Job
 from mixsd_lightning.decoding.drafts import NGramIndex
+from mixsd_lightning.decoding.log_probs import completion_log_probs
 from mixsd_lightning.decoding.mixing import AcceptRule, MixingResult, MixingSettings, MixingTask, Statistics
 from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
 from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
 from mixsd_lightning.decoding.sampling import supports
-from mixsd_lightning.decoding.scoring import completion_log_probs
+from mixsd_lightning.decoding.step_cost import StepCost
 from mixsd_lightning.models import weights_fingerprint
 
 # Room that a row of the cache has for completions, in multiples of the longest: an attempt in progress takes up to two (it
@@ -54,14 +54,14 @@ class MixingEngine:
             settings: How to mix.
             stop_ids: Tokens that end a completion.
             num_slots: Completions in flight at once.
-            tokens_per_step: Number of tokens that cost as much as the fixed part of a step; measured if not given. It
-                decides how much is computed on the chance that it is needed (0: nothing).
+            tokens_per_step: Number of tokens that cost as much as the fixed part of a step; what steps cost is measured if
+                it is not given. It decides how much is computed on the chance that it is needed (0: nothing).
         """
         self._model = model
         self._settings = settings
         self._stop_ids = stop_ids
         self._num_slots = num_slots
-        self._tokens_per_step = tokens_per_step
+        self._step_cost = None if tokens_per_step is None else StepCost.linear(tokens_per_step)
         self._usual_length = min(settings.max_new_tokens, _USUAL_LENGTH)
         self._passing: list[tuple[Node, int]] = []
         """Nodes and contexts whose supports are too large to keep."""
@@ -134,8 +134,8 @@ class MixingEngine:
     def _run_shared_prefix(self, cache: PrefixCache, tasks: Sequence[MixingTask]) -> int:
         """Run what all prompts begin with, once, in the last row; returns its length."""
         row = cache.num_rows - 1
-        if self._tokens_per_step is None:
-            self._tokens_per_step = _measure_tokens_per_step(cache, row)
+        if self._step_cost is None:
+            self._step_cost = StepCost.measured(cache, row)
         prompts = [prompt for task in tasks for prompt in (task.naive_prompt, task.expert_prompt)]
         shared = common_prefix_length(prompts)
         if shared:
@@ -197,7 +197,8 @@ class MixingEngine:
         """One forward for all attempts in flight, filled up with what may be needed soon."""
         for node, context in self._passing:
             node.supports[context] = None
-        batch = _Batch(self._tokens_per_step or 0.0)
+        assert self._step_cost is not None
+        batch = _Batch(self._step_cost)
         for example in in_flight:
             for job in example.jobs:
                 for attempt in job.running:
@@ -280,12 +281,12 @@ class _Example:
 class _Batch:
     """What the next forward will run."""
 
-    def __init__(self, tokens_per_step: float) -> None:
+    def __init__(self, cost: StepCost) -> None:
         self.asked: list[tuple[Node, int]] = []
         self.spans: list[Span] = []
         self._known: set[tuple[Node, int]] = set()
         self._num_tokens = 0
-        self._tokens_per_step = tokens_per_step
+        self._cost = cost
 
     def ask(self, tree: PrefixTree, node: Node, context: int) -> None:
         """Have what follows ``node`` under ``context`` computed."""
@@ -296,25 +297,5 @@ class _Batch:
             self._num_tokens += len(self.spans[-1].columns)
 
     def pays(self, chance: float) -> bool:
-        """Whether a token that is needed with this probability should run now rather than, perhaps, later.
-
-        Now it costs one token; later its share of a step, which is one token and a part of the step's fixed price.
-        """
-        return chance * (self._num_tokens + self._tokens_per_step) > self._num_tokens
-
-
-def _measure_tokens_per_step(cache: PrefixCache, row: int, short: int = 8, long: int = 64) -> float:
-    """Tokens that cost as much as the fixed part of a forward, from the times of a short and a long one."""
-
-    def seconds(num_tokens: int) -> float:
-        start = time.perf_counter()
-        cache.forward([Span(row, [], range(num_tokens), [0] * num_tokens)]).cpu()
-        return time.perf_counter() - start
-
-    # The least of several: whatever else the machine does only adds to them. One token alone would say nothing: products
-    # with a vector run other code.
-    fast, slow = (min(seconds(num_tokens) for _ in range(3)) for num_tokens in (short, long))
-    per_token = (slow - fast) / (long - short)
-    # A device that runs both in the same time rewards more than was tried.
-    most = 8.0 * long
-    return min(max(fast / per_token - short, 0.0), most) if per_token > 0 else most
+        """Whether a token that is needed with this probability should run now rather than, perhaps, later."""
+        return chance > self._cost.least_chance(self._num_tokens)

@@ -19,6 +19,7 @@ from mixsd_lightning.data.kgfact import KGFact
 from mixsd_lightning.decoding import engine as engine_module
 from mixsd_lightning.decoding import prefix_cache
 from mixsd_lightning.decoding.engine import MixingEngine
+from mixsd_lightning.decoding.log_probs import completion_log_probs
 from mixsd_lightning.decoding.mixing import (
     EXPERT,
     NAIVE,
@@ -32,7 +33,6 @@ from mixsd_lightning.decoding.mixing import (
 )
 from mixsd_lightning.decoding.prefix_cache import PrefixCache
 from mixsd_lightning.decoding.prefix_tree import PrefixTree
-from mixsd_lightning.decoding.scoring import completion_log_probs
 from mixsd_lightning.models import load_student, stop_token_ids
 
 # Many, so that some completions stop early.

@@ -13,8 +13,8 @@ from conftest import make_tiny_model
 from transformers import PreTrainedModel
 
 from mixsd_lightning.decoding.engine import MixingEngine
+from mixsd_lightning.decoding.log_probs import completion_log_probs
 from mixsd_lightning.decoding.mixing import MixedCompletion, MixingResult, MixingSettings, MixingTask
-from mixsd_lightning.decoding.scoring import completion_log_probs
 from mixsd_lightning.decoding.vllm_engine import VLLMEngine, load_llm
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import load_student

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from mixsd_lightning.decoding.scoring import completion_log_probs
+from mixsd_lightning.decoding.log_probs import completion_log_probs
 
 PROMPT_LENGTHS = (1, 80, 3, 40, 9, 2)
 COMPLETION_LENGTHS = (4, 1, 30, 0, 7, 4)
