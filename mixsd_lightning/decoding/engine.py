@@ -135,7 +135,7 @@ class MixingEngine:
         """Run what all prompts begin with, once, in the last row; returns its length."""
         row = cache.num_rows - 1
         if self._step_cost is None:
-            self._step_cost = StepCost.measured(cache, row)
+            self._step_cost = StepCost.measured(cache)
         prompts = [prompt for task in tasks for prompt in (task.naive_prompt, task.expert_prompt)]
         shared = common_prefix_length(prompts)
         if shared:

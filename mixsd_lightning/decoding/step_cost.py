@@ -8,6 +8,8 @@ from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
 # From where the fixed price of a forward dominates to where hardly anything is saved by more tokens.
 _MEASURED_LENGTHS = (8, 32, 128)
 
+_PROMPT = 64
+
 
 class StepCost:
     """Seconds of a forward, linear between measured numbers of tokens and beyond them, constant before the first."""
@@ -25,16 +27,19 @@ class StepCost:
         return cls([(0.0, tokens_per_step), (1.0, tokens_per_step + 1.0)])
 
     @classmethod
-    def measured(cls, cache: PrefixCache, row: int) -> "StepCost":
-        """Measured on the model and the machine, in a row of the cache that holds nothing yet."""
+    def measured(cls, cache: PrefixCache) -> "StepCost":
+        """Measured on the model and the machine, with a cache that holds nothing yet."""
 
         def seconds(num_tokens: int) -> float:
+            # As in the middle of a build: tokens of all rows, each behind a prompt, each asked what follows it.
+            places = [divmod(index, cache.num_rows) for index in range(num_tokens)]
+            spans = [Span(row, range(_PROMPT), [_PROMPT + depth], [0]) for depth, row in places]
             start = time.perf_counter()
-            cache.forward([Span(row, [], range(num_tokens), [0] * num_tokens)]).cpu()
+            cache.forward(spans).cpu()
             return time.perf_counter() - start
 
         # The least of several: whatever else the machine does only adds to them.
-        return cls([(length, min(seconds(length) for _ in range(3))) for length in _MEASURED_LENGTHS])
+        return cls([(length, min(seconds(length) for _ in range(2))) for length in _MEASURED_LENGTHS])
 
     def least_chance(self, num_tokens: int) -> float:
         """How likely a token must be needed for it to pay in a forward that has ``num_tokens`` already.

@@ -37,5 +37,5 @@ def test_a_longer_forward_that_was_faster_counts_as_free() -> None:
 
 
 def test_measuring_gives_a_chance(tiny_model: PreTrainedModel) -> None:
-    cost = StepCost.measured(PrefixCache(tiny_model, 2), 1)
+    cost = StepCost.measured(PrefixCache(tiny_model, 2))
     assert all(0 <= cost.least_chance(num_tokens) <= 1 for num_tokens in (1, 8, 100, 10_000))
