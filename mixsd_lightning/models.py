@@ -117,8 +117,10 @@ def effective_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Te
         if ".lora_" in name:
             continue
         module_name, _, kind = name.rpartition(".base_layer.")
-        change = model.get_submodule(module_name).get_delta_weight("default") if module_name and kind == "weight" else 0.0  # type: ignore[operator]
-        yield name.replace(".base_layer.", "."), parameter.detach() + change
+        weight = parameter.detach()
+        if module_name and kind == "weight":
+            weight = weight + model.get_submodule(module_name).get_delta_weight("default")  # type: ignore[operator]
+        yield name.replace(".base_layer.", "."), weight
 
 
 @contextmanager
@@ -139,10 +141,18 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
     bf16 autocast would cast every weight anew at each step; for the small products of CPU decoding that costs more than the
     products themselves.
     """
-    device = model.device.type
-    autocast = device != "cpu" and torch.is_autocast_enabled(device)
-    with torch.no_grad(), torch.autocast(device, enabled=autocast), evaluating(model):
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=_autocasts(model)), evaluating(model):
         yield
+
+
+def inference_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What a model computes in under :func:`inference`."""
+    return torch.get_autocast_dtype(model.device.type) if _autocasts(model) else model.dtype
+
+
+def _autocasts(model: PreTrainedModel) -> bool:
+    device = model.device.type
+    return device != "cpu" and torch.is_autocast_enabled(device)
 
 
 def model_source(model_name_or_path: str) -> str:

@@ -1,6 +1,7 @@
 """A tiny random chat model on disk: unit tests need no download."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
@@ -60,6 +61,22 @@ def make_tiny_model(folder: Path, seed: int = 0) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def transformers_greedy(
+    model: PreTrainedModel, prompt: Sequence[int], stop_ids: frozenset[int], max_new_tokens: int
+) -> list[int]:
+    """What `generate` answers, one prompt at a time."""
+    ids = torch.tensor([list(prompt)])
+    output = model.eval().generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The mixing process at full speed: many examples in flight, nothing computed twice.
+"""The mixing process at full speed: many examples in flight, hardly anything computed twice.
 
 * The coins are drawn first, so it is known which context is needed where. The other is caught up later, in one go.
 * An example's attempts form a :class:`PrefixTree`: each pays only for what none before it computed.
@@ -27,7 +27,7 @@ from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
 from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
 from mixsd_lightning.decoding.sampling import supports
 from mixsd_lightning.decoding.step_cost import StepCost
-from mixsd_lightning.models import weights_fingerprint
+from mixsd_lightning.models import inference_dtype, weights_fingerprint
 
 # Room that a row of the cache has for completions, in multiples of the longest: an attempt in progress takes up to two (it
 # has keys and values under both contexts), the rest is for what earlier attempts left.
@@ -69,12 +69,9 @@ class MixingEngine:
 
     def identity(self) -> dict[str, Any]:
         """The settings, the stop tokens, and the model with the precision that it runs in."""
-        device = self._model.device.type
-        autocast = device != "cpu" and torch.is_autocast_enabled(device)
-        precision = torch.get_autocast_dtype(device) if autocast else self._model.dtype
         return {
             "model_weights": weights_fingerprint(self._model),
-            "precision": str(precision).removeprefix("torch."),
+            "precision": str(inference_dtype(self._model)).removeprefix("torch."),
             "stop_ids": sorted(self._stop_ids),
             **asdict(self._settings),
         }
@@ -186,9 +183,7 @@ class MixingEngine:
     ) -> None:
         accepted = accept(job.task, attempt.completion)
         job.end(attempt, accepted)
-        self.statistics.attempts += 1
-        self.statistics.accepted += accepted
-        self.statistics.completion_tokens += len(attempt.completion.token_ids)
+        self.statistics.count(attempt.completion, accepted)
         example.guesses.add(attempt.completion.token_ids)
         room = cache.num_columns - 2 * self._usual_length
         example.tree.evict(room, [other.node for job in example.jobs for other in job.running])

@@ -14,22 +14,18 @@ def completion_log_probs(
     """Log-probability of each token of each completion after its prompt, in nats, all in one batch."""
     if not completions:
         return []
-    longest = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
-    num_logits = 1 + max(map(len, completions))
-    padded = [
-        [0] * (longest - len(prompt) - len(completion)) + [*prompt, *completion]
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    input_ids = torch.tensor(padded, device=model.device)
-    mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+    sequences = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    longest = int(lengths.max())
+    input_ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in sequences], device=model.device)
+    mask = torch.arange(longest) >= longest - lengths[:, None]
     with inference(model):
         logits = model(
             input_ids=input_ids,
             attention_mask=mask.long().to(model.device),
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
             use_cache=False,
-            logits_to_keep=num_logits,
+            logits_to_keep=1 + max(map(len, completions)),
         ).logits
     return [
         row[-len(completion) - 1 : -1]

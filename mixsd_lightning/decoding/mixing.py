@@ -88,6 +88,12 @@ class Statistics:
     guessed: int = 0
     guessed_right: int = 0
 
+    def count(self, completion: MixedCompletion, accepted: bool) -> None:
+        """Note an attempt that ended."""
+        self.attempts += 1
+        self.accepted += accepted
+        self.completion_tokens += len(completion.token_ids)
+
 
 class Engine(Protocol):
     """Anything that runs the process: all engines give the same results, in an order of their own."""

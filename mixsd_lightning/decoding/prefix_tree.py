@@ -14,12 +14,11 @@ from mixsd_lightning.decoding.sampling import Support
 class Node:
     """A completion's prefix, told by its last token and its parent."""
 
-    __slots__ = ("children", "columns", "depth", "parent", "supports", "token")
+    __slots__ = ("children", "columns", "parent", "supports", "token")
 
     def __init__(self, token: int, parent: "Node | None") -> None:
         self.token = token
         self.parent = parent
-        self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: dict[int, Node] = {}
         self.columns: list[int | None] = [None, None]
         """Where the last token's keys and values stand, by context; None: not computed."""

@@ -8,6 +8,7 @@ from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
 # From where the fixed price of a forward dominates to where hardly anything is saved by more tokens.
 _MEASURED_LENGTHS = (8, 32, 128)
 
+# Columns in front of a measured token.
 _PROMPT = 64
 
 

@@ -82,9 +82,7 @@ class VLLMEngine:
                 if attempt.completion.finish_reason:
                     accepted = accept(job.task, attempt.completion)
                     job.end(attempt, accepted)
-                    self.statistics.attempts += 1
-                    self.statistics.accepted += accepted
-                    self.statistics.completion_tokens += len(attempt.completion.token_ids)
+                    self.statistics.count(attempt.completion, accepted)
                     if job.is_done:
                         assert job.result is not None
                         yield job.result

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_model, transformers_greedy
 from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -318,16 +318,7 @@ def test_repetition_is_cut_short(tiny_model: PreTrainedModel) -> None:
 def assert_equals_generate(
     model: PreTrainedModel, prompt: Sequence[int], completion: MixedCompletion, stop_ids: frozenset[int]
 ) -> None:
-    ids = torch.tensor([list(prompt)])
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=NUM_TOKENS,
-        eos_token_id=sorted(stop_ids),
-        pad_token_id=0,
-    )
-    assert completion.token_ids == output[0, len(prompt) :].tolist()
+    assert completion.token_ids == transformers_greedy(model, prompt, stop_ids, NUM_TOKENS)
 
 
 def assert_pure_rate_equals_generate(

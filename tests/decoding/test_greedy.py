@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import transformers_greedy
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,21 +21,6 @@ def random_prompts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list
     return [[rng.randrange(256) for _ in range(length)] for length in lengths]
 
 
-def transformers_greedy(
-    model: PreTrainedModel, prompt: list[int], stop_ids: frozenset[int], max_new_tokens: int = NUM_TOKENS
-) -> list[int]:
-    ids = torch.tensor([prompt])
-    output = model.eval().generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stop_ids),
-        pad_token_id=0,
-    )
-    return output[0, len(prompt) :].tolist()
-
-
 @torch.no_grad()
 def next_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
     return model(torch.tensor([list(token_ids)])).logits[0, -1]
@@ -43,7 +29,7 @@ def next_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
 @pytest.fixture
 def stop_ids(tiny_model: PreTrainedModel) -> frozenset[int]:
     """Stop tokens that some of the prompts run into, at different positions."""
-    endless = [transformers_greedy(tiny_model, prompt, frozenset([END])) for prompt in random_prompts()]
+    endless = [transformers_greedy(tiny_model, prompt, frozenset([END]), NUM_TOKENS) for prompt in random_prompts()]
     return frozenset([END, endless[0][3], endless[3][11]])
 
 
@@ -51,7 +37,9 @@ def stop_ids(tiny_model: PreTrainedModel) -> frozenset[int]:
 def test_greedy_equals_transformers_generate(tiny_model: PreTrainedModel, stop_ids: frozenset[int], batch_size: int) -> None:
     prompts = random_prompts()
     completions = generate_greedy(tiny_model, prompts, max_new_tokens=NUM_TOKENS, stop_ids=stop_ids, batch_size=batch_size)
-    assert [c.token_ids for c in completions] == [transformers_greedy(tiny_model, prompt, stop_ids) for prompt in prompts]
+    assert [c.token_ids for c in completions] == [
+        transformers_greedy(tiny_model, prompt, stop_ids, NUM_TOKENS) for prompt in prompts
+    ]
     assert {c.finish_reason for c in completions} == {"stop", "max_new_tokens"}
 
 

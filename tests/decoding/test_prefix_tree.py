@@ -38,6 +38,10 @@ def node_at(tree: PrefixTree, text: Sequence[int]) -> Node:
     return node
 
 
+def depth(node: Node) -> int:
+    return 0 if node.parent is None else 1 + depth(node.parent)
+
+
 def descendants(node: Node) -> Iterator[Node]:
     for child in node.children.values():
         yield child
@@ -141,7 +145,7 @@ def test_a_child_is_made_once() -> None:
     tree = make_tree()
     node = node_at(tree, [5, 6])
     assert node_at(tree, [5, 6]) is node
-    assert (node.token, node.depth, node.parent) == (6, 2, tree.root.child(5))
+    assert (node.token, depth(node), node.parent) == (6, 2, tree.root.child(5))
 
 
 def test_eviction_frees_the_deepest_first_and_no_more_than_it_must() -> None:
@@ -150,7 +154,7 @@ def test_eviction_frees_the_deepest_first_and_no_more_than_it_must() -> None:
         tree.request(node_at(tree, text), NAIVE)
     depths = []
     for limit in range(tree.num_columns - 1, NUM_PROMPT_COLUMNS - 1, -1):
-        before = {node: node.depth for node in descendants(tree.root) if node.columns[NAIVE] is not None}
+        before = {node: depth(node) for node in descendants(tree.root) if node.columns[NAIVE] is not None}
         tree.evict(limit, [])
         depths += [depth for node, depth in before.items() if node.columns[NAIVE] is None]
         assert tree.num_columns == limit
