@@ -170,23 +170,20 @@ class PrefixCache:
             self._keys[layer_index] = key.new_zeros(num_rows, key.shape[1], num_columns, key.shape[-1])
             self._values[layer_index] = value.new_zeros(num_rows, value.shape[1], num_columns, value.shape[-1])
         keys, values, plan = self._keys[layer_index], self._values[layer_index], self._plan
-        keys[plan.rows_N, :, plan.columns_N] = key[0].transpose(0, 1)
-        values[plan.rows_N, :, plan.columns_N] = value[0].transpose(0, 1)
-        num_heads = key.shape[1]
-        group_size = query.shape[1] // num_heads
-        query_NHD = query[0].transpose(0, 1)
-        output_NHD = value.new_empty(*query_NHD.shape[:2], value.shape[-1])
-        for group in plan.groups:
-            num_rows, num_queries = group.source_RQ.shape
-            packed = query_NHD[group.source_RQ].view(num_rows, num_queries, num_heads, group_size, -1)
-            packed = packed.permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group_size * num_queries, -1)
-            attended = _attention(
-                packed, group.pick(keys), group.pick(values), group.mask(group_size, window, query.dtype), scale, softcap
-            )
-            attended = attended.view(num_rows, num_heads, group_size, num_queries, -1).permute(0, 3, 1, 2, 4)
-            attended = attended.reshape(num_rows * num_queries, num_heads * group_size, -1)
-            output_NHD[group.target_n] = attended[group.valid_n]
-        return output_NHD[None]
+        num_heads, num_query_heads = key.shape[1], query.shape[1]
+        # All copies are of whole vectors by one list of places, which all layers of a forward share.
+        places = plan.places(num_heads, num_query_heads // num_heads, self.num_columns)
+        keys.view(-1, keys.shape[-1]).index_copy_(0, places.stored, key[0].reshape(-1, key.shape[-1]))
+        values.view(-1, values.shape[-1]).index_copy_(0, places.stored, value[0].reshape(-1, value.shape[-1]))
+        query_nD = query[0].reshape(-1, query.shape[-1])
+        attended = []
+        for group, queries in zip(plan.groups, places.queries, strict=True):
+            packed = query_nD.index_select(0, queries).view(len(group.visible_RQL), num_heads, -1, query.shape[-1])
+            mask = group.mask(num_query_heads // num_heads, window, query.dtype)
+            output = _attention(packed, group.pick(keys), group.pick(values), mask, scale, softcap)
+            attended.append(output.reshape(-1, value.shape[-1]))
+        output_nD = (attended[0] if len(attended) == 1 else torch.cat(attended)).index_select(0, places.outputs)
+        return output_nD.view(1, -1, num_query_heads, value.shape[-1])
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, softcap: float | None) -> Tensor:
@@ -197,16 +194,26 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: f
     return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 
+class _Places(NamedTuple):
+    """Where the vectors of single heads stand in tensors that are flattened to all but the last dimension."""
+
+    stored: Tensor
+    """New keys and values, head by head, in the cache."""
+    queries: list[Tensor]
+    """Queries of every group's padded block, in the packed sequence."""
+    outputs: Tensor
+    """The packed sequence's outputs, token by token, in the blocks of all groups one after the other."""
+
+
 @dataclass
 class _Group:
     """Rows whose queries are padded to one number. Padding queries attend to everything and are thrown away."""
 
     rows: Tensor | slice
-    source_RQ: Tensor
+    source_RQ: np.ndarray
     """Place of each query in the packed sequence."""
-    target_n: Tensor
-    valid_n: Tensor
-    """Places of the true queries in the packed sequence and in the padded block."""
+    valid_RQ: np.ndarray
+    """Which of them are no padding."""
     visible_RQL: np.ndarray
     distance_RQL: np.ndarray
     """How many positions back each column lies."""
@@ -215,7 +222,8 @@ class _Group:
 
     def pick(self, layer: Tensor) -> Tensor:
         """The group's rows of a layer's keys or values, up to the last visible column."""
-        return layer[:, :, : self.visible_RQL.shape[-1]][self.rows]
+        layer = layer[:, :, : self.visible_RQL.shape[-1]]
+        return layer[self.rows] if isinstance(self.rows, slice) else layer.index_select(0, self.rows)
 
     def mask(self, group_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask ``[R, 1, G * Q, L]``; all layers of a forward share it."""
@@ -235,8 +243,8 @@ class _Plan:
         columns = np.concatenate([span.columns for span in spans])
         self.positions_N = positions_RL[rows, columns]
         self.layers_run: set[int] = set()
-        self.rows_N = torch.from_numpy(rows).to(device)
-        self.columns_N = torch.from_numpy(columns).to(device)
+        self._rows_N, self._columns_N, self._device = rows, columns, device
+        self._places: dict[tuple[int, int, int], _Places] = {}
         spans_of_row: dict[int, list[tuple[int, Span]]] = defaultdict(list)
         offset = 0
         for span in spans:
@@ -246,6 +254,27 @@ class _Plan:
         short = sorted(row for row, length in lengths.items() if length <= _SHORT)
         long = sorted(row for row, length in lengths.items() if length > _SHORT)
         self.groups = [_make_group(rows, lengths, spans_of_row, positions_RL, device) for rows in (short, long) if rows]
+
+    def places(self, num_heads: int, group_size: int, num_columns: int) -> _Places:
+        """Places for a layer with this many key-value heads, query heads to each, and columns."""
+        key = num_heads, group_size, num_columns
+        if key not in self._places:
+            num_tokens, num_query_heads = len(self._rows_N), num_heads * group_size
+            heads = np.arange(num_heads)[:, None]
+            stored = (self._rows_N * num_heads + heads) * num_columns + self._columns_N
+            query_heads = np.arange(num_query_heads).reshape(num_heads, group_size, 1)
+            queries, outputs, start = [], np.zeros((num_tokens, num_query_heads), dtype=np.int64), 0
+            for group in self.groups:
+                block_RhGQ = query_heads * num_tokens + group.source_RQ[:, None, None, :]
+                queries.append(self._to_device(block_RhGQ))
+                in_block_RHQ = start + np.arange(block_RhGQ.size).reshape(len(block_RhGQ), num_query_heads, -1)
+                outputs[group.source_RQ[group.valid_RQ]] = in_block_RHQ.transpose(0, 2, 1)[group.valid_RQ]
+                start += block_RhGQ.size
+            self._places[key] = _Places(self._to_device(stored), queries, self._to_device(outputs))
+        return self._places[key]
+
+    def _to_device(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(index.reshape(-1)).to(self._device)
 
 
 def _make_group(
@@ -279,9 +308,8 @@ def _make_group(
     distance = position[:, :, None] - positions_RL[rows, None, :num_columns]
     return _Group(
         rows=slice(len(rows)) if contiguous else torch.tensor(rows, device=device),
-        source_RQ=torch.from_numpy(source).to(device),
-        target_n=torch.from_numpy(source[valid]).to(device),
-        valid_n=torch.from_numpy(np.flatnonzero(valid)).to(device),
+        source_RQ=source,
+        valid_RQ=valid,
         visible_RQL=visible,
         distance_RQL=distance,
         device=device,
