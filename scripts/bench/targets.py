@@ -16,7 +16,6 @@ last line of the output is JSON.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from memory import peak_megabytes
 from rich.console import Console
 from rich.table import Table
 from transformers import LogitsProcessor
@@ -218,7 +218,7 @@ def compare(num_facts: int | None, repeats: int, resend_every: int) -> None:
     accepted, attempts = runs["ours"][0].accepted, sum(result.attempt for result in runs["ours"][0].results.values())
     seconds = {name: statistics.median(run.seconds for run in of) for name, of in runs.items()}
     per_token = {name: seconds[name] / of[0].evaluated_tokens for name, of in runs.items()}
-    memory = {name: peak_megabytes(name) for name in ("paired", "plain", "ours")}
+    memory = {name: peak_of(name) for name in ("paired", "plain", "ours")}
     table = Table(title=f"{len(workload.tasks)} facts, {accepted} accepted in {attempts} attempts, {machine()}")
     for heading in ("mode", "s per accepted target", "of ours", "evaluated tokens per target", "ms per token", "peak MB"):
         table.add_column(heading, justify="left" if heading == "mode" else "right")
@@ -257,9 +257,9 @@ def growth() -> None:
     print(json.dumps({"facts": [25, 100, 525], "seconds_per_accepted": seconds, "peak_megabytes": memory}))
 
 
-def peak_megabytes(mode: str) -> float:
-    """Peak resident memory of a mode on two batches of facts, in a process of its own."""
-    return float(json.loads(measure_apart(mode, "KGFact-Small", 2 * BATCH_SIZE))["peak_megabytes"])
+def peak_of(mode: str) -> float:
+    """Peak resident megabytes of a mode on one batch of facts, in a process of its own."""
+    return float(json.loads(measure_apart(mode, "KGFact-Small", BATCH_SIZE))["peak_megabytes"])
 
 
 def measure_apart(mode: str, preset: str, num_facts: int) -> str:
@@ -276,9 +276,8 @@ def measure(mode: str, preset: str, num_facts: int | None) -> None:
         "plain": lambda: plain(workload, SETTINGS.max_new_tokens),
     }
     run = modes[mode]()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     per_accepted = round(run.seconds / max(1, run.accepted), 3)
-    print(json.dumps({"facts": num_facts, "seconds_per_accepted": per_accepted, "peak_megabytes": round(peak)}))
+    print(json.dumps({"facts": num_facts, "seconds_per_accepted": per_accepted, "peak_megabytes": round(peak_megabytes())}))
 
 
 def machine() -> str:
