@@ -20,10 +20,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mixsd_lightning.decoding.attempts import Attempt, Job
+from mixsd_lightning.decoding.attention_plan import Span
 from mixsd_lightning.decoding.drafts import NGramIndex
 from mixsd_lightning.decoding.log_probs import completion_log_probs
 from mixsd_lightning.decoding.mixing import AcceptRule, MixingResult, MixingSettings, MixingTask, Statistics
-from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
+from mixsd_lightning.decoding.prefix_cache import PrefixCache
 from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
 from mixsd_lightning.decoding.sampling import supports
 from mixsd_lightning.decoding.step_cost import StepCost

@@ -6,8 +6,8 @@ Attempts that begin alike share nodes, so what was computed for one is there for
 import heapq
 from collections.abc import Iterable, Sequence
 
+from mixsd_lightning.decoding.attention_plan import Span
 from mixsd_lightning.decoding.mixing import EXPERT, NAIVE
-from mixsd_lightning.decoding.prefix_cache import Span
 from mixsd_lightning.decoding.sampling import Support
 
 

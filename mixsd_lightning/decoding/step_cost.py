@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
+from mixsd_lightning.decoding.attention_plan import Span
+from mixsd_lightning.decoding.prefix_cache import PrefixCache
 
 # From where the fixed price of a forward dominates to where hardly anything is saved by more tokens.
 _MEASURED_LENGTHS = (8, 32, 128)

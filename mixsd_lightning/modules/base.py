@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -205,10 +207,27 @@ class KnowledgeModule(LightningModule):
         self._num_target_tokens = torch.zeros_like(self._num_target_tokens)
 
     @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            # Lightning would refuse, because the optimizer is fused; that matters to gradient scalers alone.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        # A gradient scaler and a fused optimizer both want to unscale.
+        is_scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
         optimizer = torch.optim.AdamW(
-            trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True
+            trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=not is_scaled
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

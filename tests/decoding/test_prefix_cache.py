@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from mixsd_lightning.decoding import prefix_cache
-from mixsd_lightning.decoding.prefix_cache import PrefixCache, Span
+from mixsd_lightning.decoding.attention_plan import Span
+from mixsd_lightning.decoding.prefix_cache import PrefixCache
 from mixsd_lightning.errors import UserError
 
 VOCABULARY = 64

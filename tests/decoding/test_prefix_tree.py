@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixsd_lightning.decoding.attention_plan import Span
 from mixsd_lightning.decoding.mixing import EXPERT, NAIVE
-from mixsd_lightning.decoding.prefix_cache import Span
 from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix_length
 from mixsd_lightning.decoding.sampling import Support
 

@@ -105,6 +105,30 @@ def test_the_gradient_is_that_of_the_mean_over_target_tokens(tiny_model_path: st
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_every_precision(
+    tiny_model_path: str, tmp_path: Path, precision: str, algorithm: str
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    class ClippedSFT(SFT):
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+            def spied() -> Any:
+                loss = closure()
+                seen.extend(p.grad.flatten() for p in self.student.parameters() if p.grad is not None)
+                return loss
+
+            super().optimizer_step(epoch, batch_idx, optimizer, spied)
+
+    settings = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "precision": precision}
+    quiet_trainer(tmp_path, max_steps=2, **settings).fit(ClippedSFT(tiny_model_path), tiny_corpus())
+    # What the optimizer was given at its last step is still there.
+    gradients = torch.cat(seen[-len(seen) // 2 :])
+    largest = gradients.norm() if algorithm == "norm" else gradients.abs().max()
+    assert float(largest) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_the_learning_rate_warms_up_and_stays(tiny_model_path: str) -> None:
     method = SFT(tiny_model_path, learning_rate=1.0, warmup_steps=4)
     method.configure_model()
