@@ -30,9 +30,8 @@ from mixsd_lightning.decoding.sampling import supports
 from mixsd_lightning.decoding.step_cost import StepCost
 from mixsd_lightning.models import inference_dtype, weights_fingerprint
 
-# Room that a row of the cache has for completions, in multiples of the longest: an attempt in progress takes up to two (it
-# has keys and values under both contexts), the rest is for what earlier attempts left.
-_ROOM = 4
+# Columns of a cache row for what no attempt must have at once: other attempts in progress, guesses, what earlier ones left.
+_SPARE_COLUMNS = 128
 
 # Longer completions than this are rare, even where they are allowed: for them the cache grows.
 _USUAL_LENGTH = 128
@@ -63,7 +62,8 @@ class MixingEngine:
         self._stop_ids = stop_ids
         self._num_slots = num_slots
         self._step_cost = None if tokens_per_step is None else StepCost.linear(tokens_per_step)
-        self._usual_length = min(settings.max_new_tokens, _USUAL_LENGTH)
+        # An attempt has keys and values under both contexts.
+        self._attempt_columns = 2 * min(settings.max_new_tokens, _USUAL_LENGTH)
         self._passing: list[tuple[Node, int]] = []
         """Nodes and contexts whose supports are too large to keep."""
         self.statistics = Statistics()
@@ -92,7 +92,8 @@ class MixingEngine:
         num_rows = min(self._num_slots, len(waiting))
         # The last row holds what all prompts begin with.
         cache = PrefixCache(self._model, num_rows + 1)
-        cache.reserve(max(len(t.naive_prompt) + len(t.expert_prompt) for t in tasks) + _ROOM * self._usual_length)
+        longest_prompts = max(len(task.naive_prompt) + len(task.expert_prompt) for task in tasks)
+        cache.reserve(longest_prompts + self._attempt_columns + _SPARE_COLUMNS)
         shared = self._run_shared_prefix(cache, tasks)
         free_rows = set(range(num_rows))
         in_flight: list[_Example] = []
@@ -109,7 +110,7 @@ class MixingEngine:
                 for row, example in enumerate(in_flight):
                     example.tree.row = row
             for example in in_flight:
-                yield from self._settle(cache, example, accept)
+                yield from self._settle(example, accept)
             done = {example.tree.row for example in in_flight if not example.jobs}
             free_rows |= done
             in_flight = [example for example in in_flight if example.jobs]
@@ -145,7 +146,7 @@ class MixingEngine:
         self.statistics.evaluated_tokens += sum(len(span.columns) for span in spans)
         return cache.forward(spans)
 
-    def _settle(self, cache: PrefixCache, example: "_Example", accept: AcceptRule) -> Iterator[MixingResult]:
+    def _settle(self, example: "_Example", accept: AcceptRule) -> Iterator[MixingResult]:
         """Bring every attempt to where a forward is needed, starting the next where one was rejected."""
         for job in list(example.jobs):
             ended = True
@@ -155,7 +156,7 @@ class MixingEngine:
                 ended = False
                 for attempt in list(job.running):
                     if attempt in job.running and not self._follow(attempt):
-                        self._end(cache, example, job, attempt, accept)
+                        self._end(example, job, attempt, accept)
                         ended = True
             if job.is_done:
                 assert job.result is not None
@@ -179,15 +180,11 @@ class MixingEngine:
         attempt.guesses.clear()
         return missing
 
-    def _end(
-        self, cache: PrefixCache, example: "_Example", job: "Job[_TreeAttempt]", attempt: "_TreeAttempt", accept: AcceptRule
-    ) -> None:
+    def _end(self, example: "_Example", job: "Job[_TreeAttempt]", attempt: "_TreeAttempt", accept: AcceptRule) -> None:
         accepted = accept(job.task, attempt.completion)
         job.end(attempt, accepted)
         self.statistics.count(attempt.completion, accepted)
         example.guesses.add(attempt.completion.token_ids)
-        room = cache.num_columns - 2 * self._usual_length
-        example.tree.evict(room, [other.node for job in example.jobs for other in job.running])
 
     def _step(self, cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
         """One forward for all attempts in flight, filled up with what may be needed soon."""
@@ -196,12 +193,13 @@ class MixingEngine:
         assert self._step_cost is not None
         batch = _Batch(self._step_cost)
         for example in in_flight:
-            for job in example.jobs:
-                for attempt in job.running:
-                    for context in self._follow(attempt):
-                        batch.ask(example.tree, attempt.node, context)
-        self._attempt_ahead(batch, cache, in_flight, accept)
-        self._guess_ahead(batch, cache, in_flight)
+            running = [attempt for job in example.jobs for attempt in job.running]
+            example.make_room(cache.num_columns, self._attempt_columns, running)
+            for attempt in running:
+                for context in self._follow(attempt):
+                    batch.ask(example, attempt.node, context, can_wait=attempt is not running[0])
+        self._attempt_ahead(batch, in_flight, accept)
+        self._guess_ahead(batch, in_flight)
         logits_NV = self._run(cache, batch.spans)
         found = supports(logits_NV, self._settings.temperature, self._settings.top_k)
         for (node, context), support in zip(batch.asked, found, strict=True):
@@ -209,10 +207,9 @@ class MixingEngine:
         is_large = self._settings.temperature > 0 and self._settings.top_k == 0
         self._passing = batch.asked if is_large else []
 
-    def _attempt_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
+    def _attempt_ahead(self, batch: "_Batch", in_flight: "Sequence[_Example]", accept: AcceptRule) -> None:
         """Start attempts before those ahead of them are known to fail, the likeliest to be needed first."""
         rejection = (self.statistics.attempts - self.statistics.accepted + 1) / (self.statistics.attempts + 2)
-        room = cache.num_columns - 2 * self._usual_length
         # An attempt is needed if all that run before it fail.
         candidates = [
             (-(job.rejection(rejection) ** len(job.running)), index, example, job)
@@ -223,22 +220,19 @@ class MixingEngine:
             chance, index, example, job = heapq.heappop(candidates)
             if not batch.pays(-chance):
                 return
-            if not job.can_start or example.tree.num_columns > room:
+            if not job.can_start or example.tree.num_columns > example.room:
                 continue
             attempt = job.start()
             for context in self._follow(attempt):
-                batch.ask(example.tree, attempt.node, context)
+                batch.ask(example, attempt.node, context)
             if attempt.completion.finish_reason:
-                self._end(cache, example, job, attempt, accept)
+                self._end(example, job, attempt, accept)
             heapq.heappush(candidates, (chance * job.rejection(rejection), index, example, job))
 
-    def _guess_ahead(self, batch: "_Batch", cache: PrefixCache, in_flight: "Sequence[_Example]") -> None:
+    def _guess_ahead(self, batch: "_Batch", in_flight: "Sequence[_Example]") -> None:
         """Go on with every attempt as similar text went on."""
         rightness = (self.statistics.guessed_right + 5) / (self.statistics.guessed + 10)
-        room = cache.num_columns - self._usual_length
         for example in in_flight:
-            if example.tree.num_columns > room:
-                continue
             for job in example.jobs:
                 for attempt in job.running:
                     if not batch.pays(rightness):
@@ -250,8 +244,9 @@ class MixingEngine:
                         if token in self._stop_ids or position == self._settings.max_new_tokens or not batch.pays(chance):
                             break
                         node = node.child(token)
+                        if not batch.ask(example, node, int(attempt.contexts_T[position])):
+                            break
                         attempt.guesses.append(token)
-                        batch.ask(example.tree, node, int(attempt.contexts_T[position]))
 
 
 class _TreeAttempt(Attempt):
@@ -272,6 +267,20 @@ class _Example:
         self.jobs = jobs
         self.guesses = NGramIndex()
         self.guesses.add(text)
+        self.room = 0
+        """Columns of its row that may be in use after what can wait."""
+
+    def make_room(self, num_columns: int, attempt_columns: int, running: "Sequence[_TreeAttempt]") -> None:
+        """See to it that the first of its attempts can always go on.
+
+        Args:
+            num_columns: Columns of its row.
+            attempt_columns: Columns that an attempt may need.
+            running: Its attempts in progress.
+        """
+        self.room = num_columns - max(0, attempt_columns - self.tree.num_held(running[0].node))
+        self.tree.evict(self.room, [attempt.node for attempt in running])
+        self.tree.evict(self.room, [running[0].node])
 
 
 class _Batch:
@@ -284,13 +293,17 @@ class _Batch:
         self._num_tokens = 0
         self._cost = cost
 
-    def ask(self, tree: PrefixTree, node: Node, context: int) -> None:
-        """Have what follows ``node`` under ``context`` computed."""
+    def ask(self, example: _Example, node: Node, context: int, can_wait: bool = True) -> bool:
+        """Have what follows ``node`` under ``context`` computed; returns whether it will be known after the forward."""
         if node.supports[context] is None and (node, context) not in self._known:
+            tree = example.tree
+            if can_wait and tree.num_columns + tree.num_missing(node, context) > example.room:
+                return False
             self._known.add((node, context))
             self.asked.append((node, context))
             self.spans.append(tree.request(node, context))
             self._num_tokens += len(self.spans[-1].columns)
+        return True
 
     def pays(self, chance: float) -> bool:
         """Whether a token that is needed with this probability should run now rather than, perhaps, later."""

@@ -4,7 +4,7 @@ Attempts that begin alike share nodes, so what was computed for one is there for
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mixsd_lightning.decoding.attention_plan import Span
 from mixsd_lightning.decoding.mixing import EXPERT, NAIVE
@@ -30,6 +30,13 @@ class Node:
         if token not in self.children:
             self.children[token] = Node(token, self)
         return self.children[token]
+
+    def path(self) -> "Iterator[Node]":
+        """The nodes of the prefix's tokens, the last one first."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
 
 
 class PrefixTree:
@@ -58,12 +65,17 @@ class PrefixTree:
         self.num_columns = self._next_column
         """Columns in use."""
 
+    def num_held(self, node: Node) -> int:
+        """Columns of a prefix, prompts aside."""
+        return sum(column is not None for before in node.path() for column in before.columns)
+
+    def num_missing(self, node: Node, context: int) -> int:
+        """Columns that a request would take."""
+        return sum(before.columns[context] is None for before in node.path())
+
     def request(self, node: Node, context: int) -> Span:
         """The tokens to run so that what follows ``node`` under ``context`` is known: all of its prefix that was not run."""
-        path = []
-        while node.parent is not None:
-            path.append(node)
-            node = node.parent
+        path = list(node.path())
         num_run = self._num_run[context]
         self._num_run[context] = len(self._prompts[context])
         self._num_run[1 - context] = max(self._num_run[1 - context], self._num_shared)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
 from mixsd_lightning.decoding.attempts import Attempt, Job
@@ -130,7 +129,7 @@ class VLLMEngine:
         ranked = sorted(log_probs, key=lambda token: -log_probs[token].logprob)[: self._num_kept]
         values = torch.tensor([[log_probs[token].logprob for token in ranked]], dtype=torch.float64)
         (support,) = supports(values, self._settings.temperature, 0)
-        return Support(np.array(ranked)[support.token_ids], support.cumulative)
+        return Support([ranked[index] for index in support.token_ids], support.cumulative)
 
     def _call(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Any]:
         from vllm import SamplingParams

@@ -450,10 +450,11 @@ def spy(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, measure: Callab
     """How far each call of a method changes a number."""
     original, changes = getattr(owner, name), []
 
-    def spied(self: object, *args: object) -> None:
+    def spied(self: object, *args: object) -> object:
         before = measure(self)
-        original(self, *args)
+        result = original(self, *args)
         changes.append(measure(self) - before)
+        return result
 
     monkeypatch.setattr(owner, name, spied)
     return changes
@@ -466,30 +467,32 @@ def tight_tasks() -> list[MixingTask]:
     return [MixingTask(f"example-{index}", generation, *pair) for index, pair in enumerate(prompts) for generation in (0, 1)]
 
 
-@pytest.mark.parametrize(("room", "tokens_per_step"), [(4, 0.0), (2, 20.0), (2, 1000.0), (3, 20.0), (3, 1000.0)])
+@pytest.mark.parametrize(("spare", "tokens_per_step"), [(0, 0.0), (0, 20.0), (0, 1000.0), (7, 20.0), (7, 1000.0)])
 @pytest.mark.parametrize(("top_k", "protect_answer"), [(2, False), (2, True), (0, True)])
 def test_forgotten_attempts_change_nothing(
     random_model: RandomModel,
     monkeypatch: pytest.MonkeyPatch,
-    room: int,
+    spare: int,
     tokens_per_step: float,
     top_k: int,
     protect_answer: bool,
 ) -> None:
     model, settings = random_model(1), MixingSettings(0.5, 1.0, top_k, 5, protect_answer=protect_answer)
     tasks = [with_answers(model, task, settings) for task in tight_tasks()]
-    monkeypatch.setattr(engine_module, "_ROOM", room)
+    monkeypatch.setattr(engine_module, "_SPARE_COLUMNS", spare)
     changes = spy(monkeypatch, PrefixTree, "evict", lambda tree: tree.num_columns)
+    growth = spy(monkeypatch, PrefixCache, "forward", lambda cached: cached.num_columns)
     assert_equals_plain(make_engine(model, settings, 64, tokens_per_step), model, tasks, settings, 12, accept_none)
     assert sum(changes) < 0
+    assert not any(growth)
 
 
 @pytest.mark.parametrize("tokens_per_step", [0.0, 1000.0])
-@pytest.mark.parametrize(("name", "value"), [("_ROOM", 0), ("_ROOM", 1), ("_USUAL_LENGTH", 1)])
 def test_a_cache_that_was_too_small_grows(
-    random_model: RandomModel, monkeypatch: pytest.MonkeyPatch, name: str, value: int, tokens_per_step: float
+    random_model: RandomModel, monkeypatch: pytest.MonkeyPatch, tokens_per_step: float
 ) -> None:
-    monkeypatch.setattr(engine_module, name, value)
+    monkeypatch.setattr(engine_module, "_USUAL_LENGTH", 1)
+    monkeypatch.setattr(engine_module, "_SPARE_COLUMNS", 0)
     changes = spy(monkeypatch, PrefixCache, "reserve", lambda cached: cached.num_columns)
     assert_equals_plain(make_engine(random_model(0), MIXED, 4, tokens_per_step), random_model(0), tight_tasks(), MIXED, 12)
     assert sum(change > 0 for change in changes) >= 2

@@ -83,9 +83,11 @@ def test_spans_are_what_is_missing_and_know_where_the_rest_is(
         else:
             prompt = (naive_prompt, expert_prompt)[number]
             path = [node_at(tree, text[: length + 1]) for length in range(len(text))]
-            num_missing = len(prompt) - num_prompt_run[number] + sum(node.columns[number] is None for node in path)
+            num_missing = sum(node.columns[number] is None for node in path)
+            assert tree.num_missing(node, number) == num_missing
             span = tree.request(node, number)
-            assert len(span.columns) == max(num_missing, 1)
+            assert len(span.columns) == max(len(prompt) - num_prompt_run[number] + num_missing, 1)
+            assert tree.num_held(node) == sum(column is not None for node in path for column in node.columns)
             assert run(memory, span) == (*prompt, *text)
             num_prompt_run[number] = len(prompt)
             num_prompt_run[1 - number] = max(num_prompt_run[1 - number], num_shared)
