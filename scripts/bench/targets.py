@@ -1,6 +1,6 @@
 """What an accepted mixed target costs, against the published algorithm, a careful loop, and plain decoding.
 
-    python scripts/bench/targets.py            # over an hour on two cores
+    python scripts/bench/targets.py            # three quarters of an hour on two cores
     python scripts/bench/targets.py --growth   # cost and memory at 25, 100 and 525 facts
 
 SmolLM2-135M and KGFact-Small, mixing rate 0.3, temperature 0, at most 30 attempts of 48 tokens, 32 at once, float32. The
