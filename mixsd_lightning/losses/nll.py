@@ -1,27 +1,27 @@
 """Negative log-likelihood of target tokens.
 
-Shapes: B batch, T target length, V vocabulary.
+Shapes: N token positions, V vocabulary.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 
-def target_nll(logits_BTV: Tensor, target_ids_BT: Tensor, target_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of the masked target tokens, in nats, and how many there are.
+class TokenNLL:
+    """Negative log-likelihood of a target at every position, in nats (a :class:`~.chunked.TokenLoss`)."""
 
-    The sum and the count stay apart so that the caller can divide by the number of valid tokens of the *global* batch
-    (all micro-batches, all ranks) instead of averaging averages.
+    def __init__(self, target_ids_N: Tensor) -> None:
+        """
+        Args:
+            target_ids_N: The token that each position should predict.
+        """
+        self._target_ids_N = target_ids_N
 
-    Args:
-        logits_BTV: Row ``t`` predicts ``target_ids_BT[:, t]``. Log-probabilities are computed in float32.
-        target_ids_BT: Token ids; anything where the mask is zero.
-        target_mask_BT: True for tokens that count.
-
-    Returns:
-        ``(nll_sum, num_tokens)``, both scalars. With no valid token the sum is 0 and still part of the graph.
-    """
-    logits_NV = logits_BTV[target_mask_BT].float()
-    nll_sum = cross_entropy(logits_NV, target_ids_BT[target_mask_BT], reduction="sum")
-    return nll_sum, torch.count_nonzero(target_mask_BT)
+    def __call__(self, logits_NV: Tensor, rows: slice) -> Tensor:
+        targets_N1 = self._target_ids_N[rows, None]
+        logits_NV.sub_(logits_NV.amax(-1, keepdim=True))
+        target_logits_N1 = logits_NV.gather(1, targets_N1)
+        total_N1 = logits_NV.exp_().sum(-1, keepdim=True)
+        logits_NV.div_(total_N1)
+        logits_NV.scatter_add_(1, targets_N1, torch.full_like(targets_N1, -1, dtype=logits_NV.dtype))
+        return (total_N1.log_() - target_logits_N1).squeeze(1)
