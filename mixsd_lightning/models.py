@@ -1,12 +1,13 @@
 """Loading models and tokenizers, and the few facts about them that every method needs."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
@@ -111,25 +112,56 @@ def base_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Para
             yield name.replace(".base_layer.", "."), parameter
 
 
-def effective_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a model computes with: its own parameters, with the change that a LoRA adapter makes to them."""
+def effective_parameters(model: torch.nn.Module, only_trained: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a model computes with: its own parameters, with the change that a LoRA adapter makes to them.
+
+    Args:
+        model: A model with or without an adapter.
+        only_trained: Leave out those that training does not change.
+    """
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
         module_name, _, kind = name.rpartition(".base_layer.")
+        is_adapted = bool(module_name) and kind == "weight"
+        if only_trained and not (parameter.requires_grad or is_adapted):
+            continue
         weight = parameter.detach()
-        if module_name and kind == "weight":
+        if is_adapted:
             weight = weight + model.get_submodule(module_name).get_delta_weight("default")  # type: ignore[operator]
         yield name.replace(".base_layer.", "."), weight
 
 
+def attends_by(model: PreTrainedModel, kinds: Set[str]) -> bool:
+    """Whether all layers of a model are attention of these kinds, so that rows may go on from a common cache.
+
+    Never of a sharded model: its layers must run equally often on all ranks, whatever their rows have in common.
+    """
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or {"full_attention"})
+    return layer_types <= kinds and not getattr(model, "_is_stateful", False) and not isinstance(model, FSDPModule)
+
+
+def compile_decoder(model: PreTrainedModel) -> None:
+    """Have `torch.compile` translate everything below the head, at its first forward in train mode."""
+    model.base_model.compile(dynamic=True)
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether a model went through :func:`compile_decoder`."""
+    return isinstance(model, PreTrainedModel) and model.base_model._compiled_call_impl is not None
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for a while, whatever ends it."""
+    """Put a model into eval mode for a while, whatever ends it.
+
+    A compiled model runs as it is written: each step of decoding has shapes of its own and would be compiled anew.
+    """
     was_training = model.training
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
+            yield
     finally:
         model.train(was_training)
 

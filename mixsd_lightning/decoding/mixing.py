@@ -8,12 +8,13 @@ wrong are made again with new coins, and the first right one by number is the ta
 This file says what the process is; :mod:`mixsd_lightning.decoding.engine` runs it.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from mixsd_lightning.decoding.sampling import uniform_numbers
 
 NAIVE, EXPERT = 0, 1
 
@@ -119,9 +120,8 @@ def draws(task: MixingTask, attempt: int, settings: MixingSettings) -> tuple[np.
     Counter-based: both are functions of (seed, example id, generation, attempt, position) and of nothing else, so a target
     does not depend on batch size, order, rank, or on a resumed run. The coins are known before the first token is.
     """
-    key = f"{settings.seed}|{task.example_id}|{task.generation}|{attempt}".encode()
-    words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
-    uniforms_T2 = np.random.Generator(np.random.Philox(key=words)).random((settings.max_new_tokens, 2))
+    key = f"{settings.seed}|{task.example_id}|{task.generation}|{attempt}"
+    uniforms_T2 = uniform_numbers(key, settings.max_new_tokens, 2)
     return np.where(uniforms_T2[:, 0] < settings.mixing_rate, NAIVE, EXPERT), uniforms_T2[:, 1]
 
 

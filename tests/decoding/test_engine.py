@@ -97,13 +97,15 @@ def plain_logits(model: PreTrainedModel, token_ids: tuple[int, ...]) -> list[flo
 
 
 def plain_draw(model: PreTrainedModel, text: tuple[int, ...], settings: MixingSettings, uniform: float) -> int:
-    """Inverse of the cumulative distribution, most probable token first."""
+    """Inverse of the cumulative distribution: of the top k, most probable token first, or of the vocabulary as it is."""
     logits = plain_logits(model, text)
-    ranked = sorted(range(len(logits)), key=lambda token: -logits[token])[: settings.top_k or None]
+    tokens = list(range(len(logits)))
+    if settings.top_k or settings.temperature == 0:
+        tokens = sorted(tokens, key=lambda token: -logits[token])[: settings.top_k or 1]
     if settings.temperature == 0:
-        return ranked[0]
-    weights = np.exp((np.array(logits)[ranked] - logits[ranked[0]]) / settings.temperature)
-    return ranked[min(int((np.cumsum(weights / weights.sum()) <= uniform).sum()), len(ranked) - 1)]
+        return tokens[0]
+    weights = np.exp((np.array(logits)[tokens] - max(logits)) / settings.temperature)
+    return tokens[min(int((np.cumsum(weights / weights.sum()) <= uniform).sum()), len(tokens) - 1)]
 
 
 @cache

@@ -1,11 +1,11 @@
-"""A draw inverts the cumulative distribution over the tokens that may come next, most probable first."""
+"""A draw inverts the cumulative distribution over the tokens that may come next."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mixsd_lightning.decoding.sampling import supports
+from mixsd_lightning.decoding.sampling import supports, uniform_numbers
 
 LARGEST_UNIFORM = 1 - 2**-53
 
@@ -15,8 +15,10 @@ def random_logits(num_rows: int, vocabulary: int = 11, seed: int = 0) -> Tensor:
 
 
 def inverse(logits: list[float], temperature: float, top_k: int, uniform: float) -> int:
-    """Walk down the tokens, most probable first, until their renormalised probabilities exceed the uniform number."""
-    ranked = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or None]
+    """Walk down the tokens until their renormalised probabilities exceed the uniform number."""
+    ranked = list(range(len(logits)))
+    if top_k:
+        ranked = sorted(ranked, key=lambda token: -logits[token])[:top_k]
     weights = [np.exp((logits[token] - logits[ranked[0]]) / temperature) for token in ranked]
     passed = 0.0
     for token, weight in zip(ranked, weights, strict=True):
@@ -91,6 +93,31 @@ def test_a_tiny_temperature_overflows_nothing() -> None:
 def test_probabilities_are_float64_whatever_the_logits_are(dtype: torch.dtype) -> None:
     logits_NV = random_logits(3).to(dtype)
     for logits_V, support in zip(logits_NV, supports(logits_NV, 1.0, 0), strict=True):
-        ranked = logits_V.double().sort(descending=True).values
         assert support.cumulative.dtype == np.float64
-        np.testing.assert_allclose(support.cumulative, ranked.softmax(-1).cumsum(-1), rtol=1e-14)
+        np.testing.assert_allclose(support.cumulative, logits_V.double().softmax(-1).cumsum(-1), rtol=1e-14)
+
+
+@pytest.mark.parametrize("top_k", [0, 4])
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.8, 0.999999])
+def test_top_p_keeps_the_fewest_most_probable_tokens_that_have_it(top_k: int, top_p: float) -> None:
+    for logits_V, support in zip(random_logits(20), supports(random_logits(20), 1.5, top_k, top_p), strict=True):
+        probabilities = (logits_V.double() / 1.5).sort(descending=True)
+        kept = probabilities.values.softmax(-1)
+        if top_k:
+            kept = kept[:top_k] / kept[:top_k].sum()
+        num_kept = next(number for number in range(1, len(kept) + 1) if float(kept[:number].sum()) >= top_p - 1e-12)
+        assert support.token_ids.tolist() == probabilities.indices[:num_kept].tolist()
+        expected = kept[:num_kept].cumsum(-1) / kept[:num_kept].sum()
+        np.testing.assert_allclose(support.cumulative, expected, rtol=1e-12)
+
+
+def test_uniform_numbers_hang_on_their_key_alone() -> None:
+    first = uniform_numbers("a", 3, 2)
+    np.random.seed(0)
+    assert first.tolist() == uniform_numbers("a", 3, 2).tolist()
+    assert first.tolist() != uniform_numbers("b", 3, 2).tolist()
+    assert uniform_numbers("a", 5).tolist()[:3] == uniform_numbers("a", 3).tolist()  # a longer completion begins alike
+    many = uniform_numbers("c", 100_000)
+    assert many.min() >= 0
+    assert many.max() < 1
+    assert abs(many.mean() - 0.5) < 5 * (12 * 100_000) ** -0.5

@@ -2,14 +2,18 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import transformers_greedy
+from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixsd_lightning.decoding.greedy import CachedRows, Completion, generate_greedy
+from mixsd_lightning.decoding.generation import CachedRows, Completion, Sampling, generate_greedy, roll_out
+from mixsd_lightning.decoding.sampling import supports, uniform_numbers
 
 END = 256
 LENGTHS = (1, 300, 2, 40, 9, 150, 41)
@@ -41,6 +45,33 @@ def test_greedy_equals_transformers_generate(tiny_model: PreTrainedModel, stop_i
         transformers_greedy(tiny_model, prompt, stop_ids, NUM_TOKENS) for prompt in prompts
     ]
     assert {c.finish_reason for c in completions} == {"stop", "max_new_tokens"}
+
+
+def test_what_prompts_begin_with_is_computed_once(tiny_model: PreTrainedModel) -> None:
+    beginning = random_prompts([50], seed=5)[0]
+    # One is the beginning of all others: its last token is its own.
+    prompts = [beginning, *(beginning + rest for rest in random_prompts([1, 30, 7], seed=6))]
+    num_tokens: list[int] = []
+    hook = tiny_model.register_forward_pre_hook(
+        lambda module, args, kwargs: num_tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    completions = generate_greedy(tiny_model, prompts, max_new_tokens=NUM_TOKENS, stop_ids=frozenset([END]))
+    hook.remove()
+    assert num_tokens[:2] == [49, 4 * 31]
+    expected = [transformers_greedy(tiny_model, prompt, frozenset([END]), NUM_TOKENS) for prompt in prompts]
+    assert [c.token_ids for c in completions] == expected
+
+
+def test_layers_with_a_window_count_padding_so_nothing_is_shared(tiny_model: PreTrainedModel) -> None:
+    tiny_model.config.layer_types = ["full_attention", "sliding_attention"]
+    shapes: list[torch.Size] = []
+    hook = tiny_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    tiny_model.config.sliding_window = 1000
+    generate_greedy(tiny_model, [[1, 2, 3, 4], [1, 2, 5]], max_new_tokens=1, stop_ids=frozenset())
+    hook.remove()
+    assert shapes == [(2, 4)]
 
 
 def test_greedy_does_not_depend_on_order(tiny_model: PreTrainedModel, stop_ids: frozenset[int]) -> None:
@@ -121,3 +152,73 @@ def test_kept_rows_go_on_as_if_they_were_alone(tiny_model: PreTrainedModel, kept
         torch.testing.assert_close(rows.logits_NV, expected_NV, rtol=1e-4, atol=1e-4)
         rows.append(torch.full((len(kept),), token))
         texts = [[*text, token] for text in texts]
+
+
+# --- rollouts ----------------------------------------------------------------------------------------------------------
+
+
+def rollouts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[list[int]]]:
+    settings: dict[str, Any] = {
+        "sampling": Sampling(),
+        "num_rollouts": 3,
+        "max_new_tokens": NUM_TOKENS,
+        "stop_ids": frozenset(),
+    }
+    settings |= options
+    keys = settings.pop("keys", [f"key {index}" for index in range(len(prompts))])
+    found = roll_out(model, prompts, keys, **settings)
+    return [[completion.token_ids for completion in completions] for completions in found]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_k=5), Sampling(1.3, top_p=0.8)], ids=str)
+def test_a_rollout_is_the_draws_of_a_loop_without_cache(tiny_model: PreTrainedModel, sampling: Sampling) -> None:
+    prompts = random_prompts((3, 9))
+    found = rollouts(tiny_model, prompts, sampling=sampling, max_new_tokens=8)
+    tiny_model.eval()
+    for index, prompt in enumerate(prompts):
+        for number in range(3):
+            uniforms, text = uniform_numbers(f"key {index}|{number}", 8), list(prompt)
+            for uniform in uniforms:
+                logits_1V = next_logits(tiny_model, text)[None]
+                text.append(supports(logits_1V, sampling.temperature, sampling.top_k, sampling.top_p)[0].pick(uniform))
+            assert found[index][number] == text[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_a_rollout_does_not_depend_on_its_batch(tiny_model: PreTrainedModel, batch_size: int) -> None:
+    prompts = random_prompts()
+    together = rollouts(tiny_model, prompts, batch_size=batch_size)
+    assert together == rollouts(tiny_model, prompts)
+    for index, prompt in enumerate(prompts):
+        assert rollouts(tiny_model, [prompt], keys=[f"key {index}"]) == [together[index]]
+
+
+def test_temperature_zero_is_greedy(tiny_model: PreTrainedModel, stop_ids: frozenset[int]) -> None:
+    prompts = random_prompts()
+    greedy = generate_greedy(tiny_model, prompts, max_new_tokens=NUM_TOKENS, stop_ids=stop_ids)
+    found = rollouts(tiny_model, prompts, sampling=Sampling(0.0), num_rollouts=1, stop_ids=stop_ids)
+    assert found == [[completion.token_ids] for completion in greedy]
+
+
+def test_rollouts_of_one_prompt_differ_and_stop_on_their_own(tiny_model: PreTrainedModel) -> None:
+    (free,) = rollouts(tiny_model, random_prompts((5,)), num_rollouts=4)
+    assert len({tuple(tokens) for tokens in free}) == 4
+    stop = free[0][2]
+    (stopped,) = rollouts(tiny_model, random_prompts((5,)), num_rollouts=4, stop_ids=frozenset([stop]))
+    for tokens, other in zip(free, stopped, strict=True):
+        end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert other == tokens[:end]
+
+
+def test_tokens_are_drawn_with_their_probabilities(tiny_model: PreTrainedModel) -> None:
+    prompt, num_rollouts = random_prompts((4,))[0], 4000
+    (found,) = rollouts(
+        tiny_model, [prompt], sampling=Sampling(1.0, top_k=6), num_rollouts=num_rollouts, max_new_tokens=1, batch_size=4000
+    )
+    tiny_model.eval()
+    (support,) = supports(next_logits(tiny_model, prompt)[None], 1.0, 6)
+    drawn = [tokens[0] for tokens in found]
+    counts = [drawn.count(token) for token in support.token_ids]
+    expected = num_rollouts * np.diff(support.cumulative, prepend=0.0)
+    assert sum(counts) == num_rollouts
+    assert chisquare(counts, expected * num_rollouts / expected.sum()).pvalue > 1e-3
