@@ -1,49 +1,21 @@
 """What a corpus is: named splits of examples, and the DataModule that serves them to any method."""
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import Self, override
 
 from mixsd_lightning.context import ChatEncoder, naive_context
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.data.batches import TrainingBatches
+from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
-
-
-@dataclass(frozen=True)
-class TrainItem:
-    """One supervised sequence: a prompt and the answer turn to learn, which ends with the end-of-turn token."""
-
-    example_id: str
-    prompt_ids: list[int]
-    target_ids: list[int]
-    base_nll: float | None = None
-    """Summed NLL of the target under the base model, where it is known."""
-
-
-@dataclass
-class TrainBatch:
-    """Prompts padded on the left and targets on the right, so that every target starts in the same column.
-
-    Shapes: B batch, P prompt length, T target length, L = P + T.
-    """
-
-    input_ids_BL: Tensor
-    attention_mask_BL: Tensor
-    target_ids_BT: Tensor
-    target_mask_BT: Tensor
-
-    def to(self, device: torch.device, **options: bool) -> Self:
-        """Move all tensors (Lightning's hook for moving batches)."""
-        return type(self)(*(tensor.to(device, **options) for tensor in vars(self).values()))
 
 
 @dataclass
@@ -59,19 +31,34 @@ class EvalBatch:
         return self
 
 
+class Item(Protocol):
+    """What a method trains on, for one example."""
+
+    @property
+    def num_tokens(self) -> int:
+        """What it costs, as far as it is known: items of similar cost share a batch."""
+        ...
+
+
 class Method(Protocol):
     """What a DataModule asks of the method that it feeds."""
 
     encoder: ChatEncoder
     context_window: int
     max_new_tokens: int
+    updates_per_batch: int
+    """Optimizer steps that are taken on the same items before the next come."""
 
-    def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
-        """The supervision that the method trains on."""
+    def training_items(self, examples: Sequence[Example]) -> Sequence[Item]:
+        """What the method trains on."""
+        ...
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """Items as the batch that a training step gets."""
         ...
 
 
-class CorpusDataModule(LightningDataModule):
+class CorpusDataModule(LightningDataModule, ABC):
     """Base of all corpora: a subclass only says how its splits are made (:meth:`build_splits`)."""
 
     train_split = "train"
@@ -95,10 +82,10 @@ class CorpusDataModule(LightningDataModule):
         """
         super().__init__()
         self.save_hyperparameters()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise UserError("--data.batch_size and --data.eval_batch_size must be at least 1.")
-        if max_eval_examples is not None and max_eval_examples < 1:
-            raise UserError("--data.max_eval_examples must be at least 1; leave it out to ask every question.")
+        require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("data.eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
+        has_room = max_eval_examples is None or max_eval_examples >= 1
+        require("data.max_eval_examples", max_eval_examples, has_room, "at least 1, or left out to ask every question")
         for split in eval_splits:
             if split not in self.available_splits:
                 raise UserError(
@@ -112,9 +99,9 @@ class CorpusDataModule(LightningDataModule):
         self.seed = seed
         self._splits: dict[str, list[Example]] = {}
 
+    @abstractmethod
     def build_splits(self, names: Sequence[str]) -> dict[str, list[Example]]:
         """Make the named splits. Deterministic: the same settings give the same examples in the same order."""
-        raise NotImplementedError(f"{type(self).__name__} must define build_splits")
 
     def split(self, name: str) -> list[Example]:
         """The examples of one split.
@@ -151,14 +138,21 @@ class CorpusDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        items = self._method().training_items(self.split(self.train_split))
+        method = self._method()
+        items = method.training_items(self.split(self.train_split))
         if not items:
             raise UserError("There is nothing to train on: no example has a target. Try --model.on_reject gold.")
-        # Seeded by (seed, epoch) and not by the global generator, so that the order survives a resume.
-        sampler: DistributedSampler[TrainItem] = DistributedSampler(
-            _ListDataset(items), self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=self.seed
+        batches = TrainingBatches(
+            [item.num_tokens for item in items],
+            self.batch_size,
+            self.trainer.world_size,
+            self.trainer.global_rank,
+            self.seed,
+            method.updates_per_batch,
+            self.trainer.accumulate_grad_batches,
         )
-        return DataLoader(_ListDataset(items), batch_size=self.batch_size, sampler=sampler, collate_fn=collate_training)
+        # A sampler of whole batches: Lightning leaves a DistributedSampler alone and tells it the epoch.
+        return DataLoader(_BatchedDataset(items), batch_size=None, sampler=batches, collate_fn=method.collate)
 
     @override
     def val_dataloader(self) -> list[DataLoader]:
@@ -211,17 +205,13 @@ class _ListDataset(Dataset):
         return self._items[index]
 
 
-def collate_training(items: Sequence[TrainItem]) -> TrainBatch:
-    """Pad items into a :class:`TrainBatch`."""
-    longest_prompt = max(len(item.prompt_ids) for item in items)
-    longest_target = max(len(item.target_ids) for item in items)
-    input_ids, attention, targets, target_mask = [], [], [], []
-    for item in items:
-        left = longest_prompt - len(item.prompt_ids)
-        right = longest_target - len(item.target_ids)
-        sequence = item.prompt_ids + item.target_ids
-        input_ids.append([0] * left + sequence + [0] * right)
-        attention.append([0] * left + [1] * len(sequence) + [0] * right)
-        targets.append(item.target_ids + [0] * right)
-        target_mask.append([True] * len(item.target_ids) + [False] * right)
-    return TrainBatch(*map(torch.tensor, (input_ids, attention, targets, target_mask)))
+class _BatchedDataset(Dataset):
+    def __init__(self, items: Sequence) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, indices: list[int] | int) -> list:
+        # Lightning's `overfit_batches` goes through single items.
+        return [self._items[index] for index in (indices if isinstance(indices, list) else [indices])]

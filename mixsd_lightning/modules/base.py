@@ -1,10 +1,8 @@
-"""What all methods share: the student, its loss and optimizer, and memorization measured at each validation.
+"""What all methods share: the student, its optimizer, and memorization measured at each validation."""
 
-Shapes: B batch, L sequence, T target length, V vocabulary.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -18,31 +16,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
-from mixsd_lightning.context import ChatEncoder, naive_context
-from mixsd_lightning.data.base import EvalBatch, TrainBatch, TrainItem, collate_training
-from mixsd_lightning.decoding.greedy import generate_greedy
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning.data.base import EvalBatch, Item
+from mixsd_lightning.decoding.generation import generate_greedy
+from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
 from mixsd_lightning.example import Example
-from mixsd_lightning.losses.nll import target_nll
 from mixsd_lightning.models import (
     add_lora,
+    compile_decoder,
     context_window,
-    evaluating,
     load_student,
     load_tokenizer,
     stop_token_ids,
     without_lora,
 )
+from mixsd_lightning.target_states import check_head
 
 TAUGHT = "taught"
 """Stands beside the names of splits: the training questions that have a target (MixSD may have dropped some)."""
 
 
-class KnowledgeModule(LightningModule):
-    """Base of all methods. A subclass says what the student is trained on (:meth:`training_items`)."""
+class KnowledgeModule(LightningModule, ABC):
+    """Base of all methods.
+
+    A subclass says what the student is trained on (:meth:`training_items`, :meth:`collate`) and the loss of a batch of it
+    (:meth:`summed_loss`).
+    """
 
     student: PreTrainedModel
+    updates_per_batch = 1
 
     def __init__(
         self,
@@ -53,6 +56,8 @@ class KnowledgeModule(LightningModule):
         max_new_tokens: int = 48,
         lora_rank: int = 0,
         lora_alpha: int = 32,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         """
@@ -64,18 +69,17 @@ class KnowledgeModule(LightningModule):
             max_new_tokens: Longest answer that is generated, in tokens.
             lora_rank: Train a LoRA adapter of this rank on all linear layers (extra `lora`); 0 trains all weights.
             lora_alpha: The adapter's output is scaled by `lora_alpha / lora_rank`.
+            gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory, more
+                time.
+            compile: Let `torch.compile` translate the model for training; pays off on GPUs and for long runs.
             trust_remote_code: Allow code that comes with the model to run.
         """
         super().__init__()
         self.save_hyperparameters()
-        if learning_rate <= 0:
-            raise UserError(f"--model.learning_rate must be positive, got {learning_rate}.")
-        if warmup_steps < 0:
-            raise UserError(f"--model.warmup_steps must not be negative, got {warmup_steps}.")
-        if max_new_tokens < 1:
-            raise UserError(f"--model.max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if lora_rank < 0:
-            raise UserError(f"--model.lora_rank must be at least 1, or 0 to train all weights, got {lora_rank}.")
+        require("model.learning_rate", learning_rate, learning_rate > 0, "positive")
+        require("model.warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0")
+        require("model.max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1")
+        require("model.lora_rank", lora_rank, lora_rank >= 0, "at least 1, or 0 to train all weights")
         self.model_name_or_path = model_name_or_path
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -83,6 +87,8 @@ class KnowledgeModule(LightningModule):
         self.max_new_tokens = max_new_tokens
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_student = compile
         self.trust_remote_code = trust_remote_code
         self.completed_steps = 0
         """Optimizer steps behind the weights that are loaded now."""
@@ -94,9 +100,17 @@ class KnowledgeModule(LightningModule):
         """Examples that training has a target for."""
         self._num_target_tokens = torch.tensor(0.0)
 
-    def training_items(self, examples: Sequence[Example]) -> list[TrainItem]:
-        """The supervised sequences that the student is trained on."""
-        raise NotImplementedError(f"{type(self).__name__} must define training_items")
+    @abstractmethod
+    def training_items(self, examples: Sequence[Example]) -> Sequence[Item]:
+        """What the student is trained on."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any]) -> Any:
+        """Training items as the batch that :meth:`summed_loss` gets."""
+
+    @abstractmethod
+    def summed_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss of a batch, summed over the tokens that count, and their number."""
 
     # --- model and tokenizer -------------------------------------------------------------------------------------------
 
@@ -130,8 +144,13 @@ class KnowledgeModule(LightningModule):
     def configure_model(self) -> None:
         if not hasattr(self, "student"):
             self.student = load_student(self.model_name_or_path, self.trust_remote_code)
+            check_head(self.student)
             if self.lora_rank:
                 add_lora(self.student, self.lora_rank, self.lora_alpha)
+            if self.gradient_checkpointing:
+                self.student.gradient_checkpointing_enable({"use_reentrant": False})
+            if self.compile_student:
+                compile_decoder(self.student)
 
     @contextmanager
     def base_model(self, device: str | None = None) -> Iterator[PreTrainedModel]:
@@ -153,24 +172,16 @@ class KnowledgeModule(LightningModule):
     # --- training ------------------------------------------------------------------------------------------------------
 
     @override
-    def on_fit_start(self) -> None:
-        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.describe_items(self.training_items(corpus.split(corpus.train_split)))
-
-    def describe_items(self, items: Sequence[TrainItem]) -> None:
-        """Note what is being taught: which examples, and how probable their targets are under the base model."""
-        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.taught_ids = {item.example_id for item in items}
-        unknown = [item for item in items if item.base_nll is None]
-        known_nll = sum(item.base_nll for item in items if item.base_nll is not None)
-        num_tokens = sum(len(item.target_ids) for item in items)
-        with self.base_model() if unknown else nullcontext() as base:
-            nll = known_nll + (self.summed_nll(base, unknown, corpus.batch_size) if base else 0.0)
-        self.target_statistics["targets/nll_base"] = nll / max(1, num_tokens)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.lora_rank:  # the base model is where it came from
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in state.items() if ".lora_" in name}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.completed_steps = int(checkpoint["global_step"])
+        if self.lora_rank:
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
         for optimizer, schedule in zip(
             checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", []), strict=True
@@ -182,16 +193,16 @@ class KnowledgeModule(LightningModule):
                 group["weight_decay"] = self.weight_decay
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.completed_steps = self.trainer.global_step
 
     @override
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        nll_sum, num_tokens = self.batch_nll(self.student, batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss_sum, num_tokens = self.summed_loss(batch)
         self._num_target_tokens = self._num_target_tokens.to(num_tokens.device) + num_tokens
-        self.log("train/loss", nll_sum / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
+        self.log("train/loss", loss_sum.detach() / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
         # Lightning divides by the number of accumulated micro-batches; on_before_optimizer_step divides by tokens instead.
-        return nll_sum * self.trainer.accumulate_grad_batches
+        return loss_sum * self.trainer.accumulate_grad_batches
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -205,6 +216,12 @@ class KnowledgeModule(LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         self._num_target_tokens = torch.zeros_like(self._num_target_tokens)
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Lightning frees the gradients after the next forward pass; there they would stand beside its activations.
+        self.zero_grad()
 
     @override
     def configure_gradient_clipping(
@@ -235,30 +252,6 @@ class KnowledgeModule(LightningModule):
     def _warmup(self, step: int) -> float:
         """Share of the learning rate that an optimizer step takes."""
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
-
-    @staticmethod
-    def batch_nll(model: PreTrainedModel, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Summed NLL of the targets of a batch and their number; logits exist for target positions only."""
-        num_targets = batch.target_ids_BT.shape[1]
-        positions_BL = (batch.attention_mask_BL.cumsum(-1) - 1).clamp(min=0)
-        logits_BTV = model(
-            input_ids=batch.input_ids_BL,
-            attention_mask=batch.attention_mask_BL,
-            position_ids=positions_BL,
-            use_cache=False,
-            logits_to_keep=num_targets + 1,
-        ).logits[:, :-1]
-        return target_nll(logits_BTV, batch.target_ids_BT, batch.target_mask_BT)
-
-    @torch.no_grad()
-    def summed_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> float:
-        """NLL of training targets under ``model`` and the naive prompt, in nats."""
-        total = 0.0
-        with evaluating(model):
-            for start in range(0, len(items), batch_size):
-                batch = collate_training(items[start : start + batch_size]).to(self.device)
-                total += float(self.batch_nll(model, batch)[0])
-        return total
 
     # --- memorization --------------------------------------------------------------------------------------------------
 
@@ -316,7 +309,3 @@ class KnowledgeModule(LightningModule):
             self.student, prompts, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, batch_size=len(prompts)
         )
         return [self.encoder.decode(completion.token_ids) for completion in completions]
-
-    def supervised_item(self, example: Example, target_ids: list[int]) -> TrainItem:
-        """A training item: the example's naive prompt with a given answer turn."""
-        return TrainItem(example.id, self.encoder.prompt(naive_context(example)), target_ids)

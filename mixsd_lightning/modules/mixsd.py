@@ -11,19 +11,20 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
-from mixsd_lightning.data.base import EvalBatch, TrainItem
+from mixsd_lightning.data.base import EvalBatch
+from mixsd_lightning.data.batches import TrainItem
 from mixsd_lightning.decoding.engine import MixingEngine
 from mixsd_lightning.decoding.mixing import Engine, MixingSettings
 from mixsd_lightning.decoding.vllm_engine import VLLMEngine, load_llm
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
 from mixsd_lightning.models import model_source, weights_fingerprint
-from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.modules.supervised import SupervisedModule
 from mixsd_lightning.run_folder import run_folder, sibling_runs
 from mixsd_lightning.targets import MixedTargets, Shard, TargetSettings
 
 
-class MixSD(KnowledgeModule):
+class MixSD(SupervisedModule):
     """Mixed self-distillation: the targets mix the base model's own expert and naive conditionals.
 
     Before the first step the base model writes a target for every example: token by token a coin picks the *naive*
@@ -46,13 +47,7 @@ class MixSD(KnowledgeModule):
         engine: Literal["transformers", "vllm"] = "transformers",
         generation_batch_size: int = 32,
         mixing_seed: int = 42,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 20,
-        max_new_tokens: int = 48,
-        lora_rank: int = 0,
-        lora_alpha: int = 32,
-        trust_remote_code: bool = False,
+        **options: Any,
     ) -> None:
         """
         Args:
@@ -72,42 +67,18 @@ class MixSD(KnowledgeModule):
             engine: What runs the base model when targets are built: `transformers`, or `vllm` (extra `vllm`; on GPUs).
             generation_batch_size: Targets in flight at once.
             mixing_seed: Decides all coins and draws of the targets.
-            learning_rate: Of AdamW, after the warm-up; constant from then on.
-            weight_decay: Of AdamW.
-            warmup_steps: Optimizer steps over which the learning rate rises linearly.
-            max_new_tokens: Longest target and longest answer, in tokens.
-            lora_rank: Train a LoRA adapter of this rank on all linear layers (extra `lora`); 0 trains all weights.
-            lora_alpha: The adapter's output is scaled by `lora_alpha / lora_rank`.
-            trust_remote_code: Allow code that comes with the model to run.
+            options: What all methods have (:class:`KnowledgeModule`); `max_new_tokens` limits targets and answers alike.
         """
-        super().__init__(
-            model_name_or_path,
-            learning_rate,
-            weight_decay,
-            warmup_steps,
-            max_new_tokens,
-            lora_rank,
-            lora_alpha,
-            trust_remote_code,
-        )
-        if not 0 <= mixing_rate <= 1:
-            raise UserError(f"--model.mixing_rate must be between 0 and 1, got {mixing_rate}.")
-        if temperature < 0:
-            raise UserError(f"--model.temperature must not be negative, got {temperature}.")
-        if top_k < 0:
-            raise UserError(f"--model.top_k must be at least 1, or 0 for the whole vocabulary, got {top_k}.")
-        for flag, value in (
-            ("num_generations", num_generations),
-            ("max_attempts", max_attempts),
-            ("generation_batch_size", generation_batch_size),
-        ):
-            if value < 1:
-                raise UserError(f"--model.{flag} must be at least 1, got {value}.")
-        if refresh_every_n_epochs < 0:
-            raise UserError(
-                f"--model.refresh_every_n_epochs must be at least 1, or 0 for never, got {refresh_every_n_epochs}."
-            )
-        mixing = MixingSettings(mixing_rate, temperature, top_k, max_new_tokens, mixing_seed, protect_answer)
+        super().__init__(model_name_or_path, **options)
+        require("model.mixing_rate", mixing_rate, 0 <= mixing_rate <= 1, "between 0 and 1")
+        require("model.temperature", temperature, temperature >= 0, "at least 0")
+        require("model.top_k", top_k, top_k >= 0, "at least 1, or 0 for the whole vocabulary")
+        require("model.num_generations", num_generations, num_generations >= 1, "at least 1")
+        require("model.max_attempts", max_attempts, max_attempts >= 1, "at least 1")
+        require("model.generation_batch_size", generation_batch_size, generation_batch_size >= 1, "at least 1")
+        refresh = refresh_every_n_epochs
+        require("model.refresh_every_n_epochs", refresh, refresh >= 0, "at least 1, or 0 for never")
+        mixing = MixingSettings(mixing_rate, temperature, top_k, self.max_new_tokens, mixing_seed, protect_answer)
         self.target_settings = TargetSettings(mixing, num_generations, max_attempts)
         self.on_reject = on_reject
         self.refresh_every_n_epochs = refresh_every_n_epochs

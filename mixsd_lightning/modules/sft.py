@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from mixsd_lightning.data.base import TrainItem
+from mixsd_lightning.data.batches import TrainItem
 from mixsd_lightning.example import Example
-from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.modules.supervised import SupervisedModule
 
 
-class SFT(KnowledgeModule):
+class SFT(SupervisedModule):
     """Supervised fine-tuning on the canonical answers of a corpus.
 
     The loss is the NLL of the answer turn, its end-of-turn token included, and of nothing else. It memorizes well and

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixsd_lightning import KGFact, MixSD
-from mixsd_lightning.data.base import TrainBatch
+from mixsd_lightning.data.batches import TrainBatch
 from mixsd_lightning.decoding.engine import MixingEngine
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
@@ -33,7 +33,7 @@ class Watch(Callback):
         self.statistics: list[dict[str, float]] = []
 
     def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch: TrainBatch, batch_idx: int) -> None:
-        rows = zip(batch.target_ids_BT, batch.target_mask_BT, strict=True)
+        rows = zip(batch.token_ids_BL, batch.is_target_BL, strict=True)
         self.targets.append(sorted(ids[mask].tolist() for ids, mask in rows))
         self.statistics.append(dict(method.target_statistics))
 

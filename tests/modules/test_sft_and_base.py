@@ -10,10 +10,10 @@ from lightning.pytorch import Trainer
 
 from mixsd_lightning import SFT, KGFact
 from mixsd_lightning.context import naive_context
-from mixsd_lightning.data.base import collate_training
+from mixsd_lightning.data.batches import collate_training
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import load_student
-from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.modules.supervised import SupervisedModule
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
@@ -57,7 +57,7 @@ def test_batch_nll_equals_a_forward_of_each_sequence_alone(tiny_model_path: str,
         start = len(item.prompt_ids) - 1
         total -= sum(float(logits[start + index, token]) for index, token in enumerate(item.target_ids))
         count += len(item.target_ids)
-    nll_sum, num_tokens = KnowledgeModule.batch_nll(tiny_model, collate_training(items))
+    nll_sum, num_tokens = SupervisedModule.batch_nll(tiny_model, collate_training(items))
     assert int(num_tokens) == count
     assert float(nll_sum) == pytest.approx(total, rel=1e-5)
 
@@ -65,7 +65,7 @@ def test_batch_nll_equals_a_forward_of_each_sequence_alone(tiny_model_path: str,
 def test_summed_nll_is_that_of_all_items_whatever_the_batches(tiny_model_path: str, tiny_model: Any) -> None:
     method = SFT(tiny_model_path)
     items = method.training_items(tiny_corpus().split("train")[:5])
-    expected = sum(float(KnowledgeModule.batch_nll(tiny_model.eval(), collate_training([item]))[0]) for item in items)
+    expected = sum(float(SupervisedModule.batch_nll(tiny_model.eval(), collate_training([item]))[0]) for item in items)
     tiny_model.train()
     for batch_size in (1, 2, 5, 8):
         assert method.summed_nll(tiny_model, items, batch_size) == pytest.approx(expected, rel=1e-5)
@@ -95,11 +95,23 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_large_batch(tiny_mod
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_no_gradient_lies_beside_a_forward_pass_unless_it_accumulates(tiny_model_path: str, tmp_path: Path) -> None:
+    class Watching(SFT):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            has_gradients.append(any(parameter.grad is not None for parameter in self.student.parameters()))
+            return super().training_step(batch, batch_idx)
+
+    has_gradients: list[bool] = []
+    trainer = quiet_trainer(tmp_path, accumulate_grad_batches=2, max_steps=2)
+    trainer.fit(Watching(tiny_model_path), tiny_corpus(batch_size=2))
+    assert has_gradients == [False, True, False, True]
+
+
 def test_the_gradient_is_that_of_the_mean_over_target_tokens(tiny_model_path: str, tiny_model: Any, tmp_path: Path) -> None:
     seen = gradients_of_first_step(tmp_path, tiny_model_path, batch_size=8, accumulate=1)
     items = SFT(tiny_model_path).training_items(tiny_corpus().split("train"))
     assert len(items) == 8
-    nll_sum, num_tokens = KnowledgeModule.batch_nll(tiny_model, collate_training(items))
+    nll_sum, num_tokens = SupervisedModule.batch_nll(tiny_model, collate_training(items))
     (nll_sum / num_tokens).backward()
     for one, parameter in zip(seen, tiny_model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-6)

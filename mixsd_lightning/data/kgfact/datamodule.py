@@ -8,7 +8,7 @@ from typing_extensions import override
 from mixsd_lightning.context import INSTRUCTIONS, user_turn
 from mixsd_lightning.data.base import CorpusDataModule
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, sentence, two_hop_paths
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
 
 PRESETS = {"KGFact-Small": (5, 10), "KGFact-Large": (7, 25)}
@@ -62,14 +62,11 @@ class KGFact(CorpusDataModule):
         self.answer_format = answer_format
         self.num_paraphrases = num_paraphrases
         most_domains, most_entities = len(entity_names()), min(map(len, entity_names().values()))
-        if not 2 <= self.num_domains <= most_domains:
-            raise UserError(f"--data.num_domains must be 2 to {most_domains}, got {num_domains}.")
-        if not 1 <= self.num_entities <= most_entities:
-            raise UserError(f"--data.num_entities must be 1 to {most_entities}, got {num_entities}.")
+        require("data.num_domains", num_domains, 2 <= self.num_domains <= most_domains, f"2 to {most_domains}")
+        require("data.num_entities", num_entities, 1 <= self.num_entities <= most_entities, f"1 to {most_entities}")
         if answer_format not in INSTRUCTIONS:
             raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(INSTRUCTIONS)}.")
-        if not 1 <= num_paraphrases <= 4:
-            raise UserError(f"--data.num_paraphrases must be 1 to 4, got {num_paraphrases}.")
+        require("data.num_paraphrases", num_paraphrases, 1 <= num_paraphrases <= 4, "1 to 4")
         if "retrieval" in self.eval_splits and self.num_entities == most_entities:
             raise UserError(
                 f"--data.eval_splits: 'retrieval' needs entities outside the training facts; use fewer than {most_entities} "

@@ -1,0 +1,78 @@
+"""The forward pass of training: hidden states where a target token is to be predicted, and nowhere else.
+
+Shapes: B batch, L sequence, N target tokens of a batch, H hidden.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mixsd_lightning.data.batches import TrainBatch
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.losses.chunked import Head
+from mixsd_lightning.models import attends_by, evaluating, is_compiled
+
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def target_states(model: PreTrainedModel, batch: TrainBatch) -> Tensor:
+    """Final hidden states at the positions that predict the batch's target tokens, row by row (N, H).
+
+    What all rows begin with (a system prompt and the head of the user's turn) is computed once, and its keys and values serve
+    every row; gradients add up through them.
+    """
+    decoder = model.base_model
+    shared = batch.num_shared if _can_share(model) else 0
+    if not shared:
+        hidden_BLH = decoder(input_ids=batch.token_ids_BL, use_cache=False).last_hidden_state
+        return hidden_BLH[:, :-1][batch.is_target_BL[:, 1:]]
+    num_rows, length = batch.token_ids_BL.shape
+    cache = decoder(input_ids=batch.token_ids_BL[:1, :shared], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(num_rows)
+    positions_1L = torch.arange(shared, length, device=batch.token_ids_BL.device)[None]
+    hidden_BLH = decoder(
+        input_ids=batch.token_ids_BL[:, shared:], position_ids=positions_1L, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return hidden_BLH[:, :-1][batch.is_target_BL[:, shared + 1 :]]
+
+
+def target_tokens(batch: TrainBatch) -> Tensor:
+    """The tokens that :func:`target_states` predict (N)."""
+    return batch.token_ids_BL[batch.is_target_BL]
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The head of a model, as its config describes it."""
+    layer = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale *= getattr(config, "lm_head_multiplier", 1.0)  # Falcon H1
+    scale /= getattr(config, "logits_scaling", 1.0)  # Granite
+    return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Make sure that :func:`output_head` is all that stands between a model's hidden states and its logits.
+
+    Raises:
+        UserError: if it is not.
+    """
+    # Some tokens, none of them padding, whose state is zero.
+    ids = torch.arange(1, 9, device=model.device)[None]
+    with evaluating(model):
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    found = output_head(model).logits(hidden).float()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.std())):
+        raise UserError(
+            f"--model.model_name_or_path: {type(model).__name__} does more with its last hidden states than a head with bias, "
+            "scale and soft cap, so it cannot be trained here. Choose another model."
+        )
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    """Whether rows may go on from a common cache here."""
+    # Checkpointed layers drop the cache, and a compiled model would be compiled for every length of it.
+    is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return attends_by(model, _ATTENTION_LAYERS) and not (model.training and is_checkpointed) and not is_compiled(model)
