@@ -1,8 +1,9 @@
 """What is watched while a model trains."""
 
+from mixsd_lightning.callbacks.collapse import CollapseAlert
 from mixsd_lightning.callbacks.completions import Completions
 from mixsd_lightning.callbacks.fisher_drift import FisherDrift
 from mixsd_lightning.callbacks.metrics_file import MetricsFile
 from mixsd_lightning.callbacks.retention import Retention
 
-__all__ = ["Completions", "FisherDrift", "MetricsFile", "Retention"]
+__all__ = ["CollapseAlert", "Completions", "FisherDrift", "MetricsFile", "Retention"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_nll
 from mixsd_lightning.models import base_parameters, effective_parameters, evaluating
 from mixsd_lightning.modules.base import KnowledgeModule
@@ -32,8 +32,8 @@ class FisherDrift(Callback):
         Args:
             num_sequences: Held-out paragraphs for the Fisher estimate, at most 24; one backward pass each.
         """
-        if not 1 <= num_sequences <= len(held_out_paragraphs()):
-            raise UserError(f"--drift.num_sequences must be between 1 and {len(held_out_paragraphs())}, got {num_sequences}.")
+        most = len(held_out_paragraphs())
+        require("drift.num_sequences", num_sequences, 1 <= num_sequences <= most, f"between 1 and {most}")
         self.num_sequences = num_sequences
         self._origin: dict[str, Tensor] = {}
         self._fisher: dict[str, Tensor] = {}

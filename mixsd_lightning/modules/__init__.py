@@ -2,6 +2,7 @@
 
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.modules.mixsd import MixSD
+from mixsd_lightning.modules.opsd import OPSD
 from mixsd_lightning.modules.sft import SFT
 
-__all__ = ["SFT", "KnowledgeModule", "MixSD"]
+__all__ = ["OPSD", "SFT", "KnowledgeModule", "MixSD"]

@@ -1,0 +1,291 @@
+"""OPSD: the student writes, and a teacher that has seen the fact says how it should have gone on."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Self, override
+
+from mixsd_lightning.builtin_model import BUILTIN_MODEL
+from mixsd_lightning.context import expert_context, naive_context
+from mixsd_lightning.data.batches import TrainBatch, TrainItem, collate_training
+from mixsd_lightning.decoding.generation import Completion, Sampling, roll_out
+from mixsd_lightning.errors import UserError, require
+from mixsd_lightning.evaluation.scoring import is_exact_match
+from mixsd_lightning.example import Example
+from mixsd_lightning.losses.chunked import summed_token_loss
+from mixsd_lightning.losses.divergence import DivergenceSettings, Kind, TeacherDivergence
+from mixsd_lightning.models import load_student
+from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.target_states import output_head, target_states
+from mixsd_lightning.teachers import EMATeacher, FrozenTeacher, SharedTeacher, Teacher
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """An example with its prompts: what the student sees, and what the teacher sees."""
+
+    example: Example
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of both prompts."""
+        return len(self.prompt_ids) + len(self.teacher_prompt_ids)
+
+
+@dataclass
+class PromptBatch:
+    """Items to roll out."""
+
+    items: list[PromptItem]
+
+    def to(self, device: torch.device, **options: bool) -> Self:
+        """Nothing to move: prompts are padded when they are decoded."""
+        return self
+
+
+class OPSD(KnowledgeModule):
+    r"""On-policy self-distillation with a teacher that has privileged context.
+
+    The student answers the plain prompt x; along its answer y it is moved towards a teacher that sees the expert prompt x⁺:
+
+    .. math:: \frac{1}{\sum|y|} \sum_{y \sim p_S(\cdot|x)} \sum_t
+              D\big(p_T(\cdot|x^+, y_{<t}),\; p_S(\cdot|x, y_{<t})\big)
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str = BUILTIN_MODEL,
+        divergence: Kind = "forward_kl",
+        divergence_weight: float = 0.5,
+        distillation_temperature: float = 1.0,
+        teacher_top_k: int = 0,
+        max_divergence_per_token: float | None = None,
+        skip_first_tokens: int = 0,
+        teacher: Literal["frozen", "shared", "ema"] = "frozen",
+        ema_decay: float = 0.99,
+        ema_every_n_steps: int = 1,
+        rollout_policy: Literal["student", "teacher"] = "student",
+        num_rollouts: int = 1,
+        updates_per_rollout: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        max_prompt_tokens: int | None = None,
+        max_teacher_prompt_tokens: int | None = None,
+        generation_batch_size: int = 64,
+        rollout_seed: int = 42,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            model_name_or_path: `smollm2-135m` (built in), a local Hugging Face folder, or a Hub id.
+            divergence: `forward_kl` is KL(teacher || student), `reverse_kl` KL(student || teacher), `mixed` a weighted sum of
+                both, `jsd` the generalized Jensen-Shannon divergence scaled so that it goes over into them.
+            divergence_weight: Share of the forward KL in `mixed`; where `jsd` stands between forward (0) and reverse (1).
+            distillation_temperature: Divides the logits of student and teacher in the divergence.
+            teacher_top_k: Compare the teacher's k likeliest tokens and all others together; 0 for the whole vocabulary.
+            max_divergence_per_token: Tokens that diverge more count as this much and have no gradient; unlimited by default.
+            skip_first_tokens: Tokens at the start of each rollout that are not trained on.
+            teacher: The `frozen` base model, the student itself (`shared`), or a moving average of it (`ema`).
+            ema_decay: Share of itself that an `ema` teacher keeps at each update.
+            ema_every_n_steps: Optimizer steps between two updates of an `ema` teacher.
+            rollout_policy: Who writes: the `student` under the plain prompt, or the `teacher` under the expert prompt.
+            num_rollouts: Rollouts of each prompt.
+            updates_per_rollout: Optimizer steps on a batch of rollouts before the next are made.
+            temperature: Of the rollouts; 0 is greedy.
+            top_k: Rollouts sample from the k most probable tokens; 0 for all.
+            top_p: Rollouts sample from the most probable tokens that have this probability together.
+            max_prompt_tokens: Longest prompt of the student; longer ones are an error. The model's window by default.
+            max_teacher_prompt_tokens: The same for the teacher's.
+            generation_batch_size: Rollouts in flight at once, but all of a prompt together.
+            rollout_seed: Decides the draws of the rollouts.
+            options: What all methods have (:class:`KnowledgeModule`); `max_new_tokens` limits rollouts and answers alike.
+        """
+        super().__init__(model_name_or_path, **options)
+        limit, period = max_divergence_per_token, ema_every_n_steps
+        require("model.divergence_weight", divergence_weight, 0 <= divergence_weight <= 1, "between 0 and 1")
+        require("model.distillation_temperature", distillation_temperature, distillation_temperature > 0, "positive")
+        require("model.teacher_top_k", teacher_top_k, teacher_top_k >= 0, "at least 1, or 0 for the whole vocabulary")
+        require("model.max_divergence_per_token", limit, limit is None or limit > 0, "positive")
+        require("model.skip_first_tokens", skip_first_tokens, skip_first_tokens >= 0, "at least 0")
+        require("model.ema_decay", ema_decay, 0 <= ema_decay <= 1, "between 0 and 1")
+        require("model.ema_every_n_steps", period, period >= 1, "at least 1")
+        require("model.num_rollouts", num_rollouts, num_rollouts >= 1, "at least 1")
+        require("model.updates_per_rollout", updates_per_rollout, updates_per_rollout >= 1, "at least 1")
+        require("model.temperature", temperature, temperature >= 0, "at least 0")
+        require("model.top_k", top_k, top_k >= 0, "at least 1, or 0 for the whole vocabulary")
+        require("model.top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
+        for flag, most in (("max_prompt_tokens", max_prompt_tokens), ("max_teacher_prompt_tokens", max_teacher_prompt_tokens)):
+            require(f"model.{flag}", most, most is None or most >= 1, "at least 1")
+        require("model.generation_batch_size", generation_batch_size, generation_batch_size >= 1, "at least 1")
+        if temperature == 0 and num_rollouts > 1:
+            raise UserError("--model.num_rollouts above 1 gives the same rollout again at --model.temperature 0.")
+        self.divergence_settings = DivergenceSettings(
+            divergence, divergence_weight, distillation_temperature, teacher_top_k, max_divergence_per_token
+        )
+        self.skip_first_tokens = skip_first_tokens
+        self.teacher_kind = teacher
+        self.ema_decay = ema_decay
+        self.ema_every_n_steps = ema_every_n_steps
+        self.rollout_policy = rollout_policy
+        self.num_rollouts = num_rollouts
+        self.updates_per_batch = updates_per_rollout
+        self.sampling = Sampling(temperature, top_k, top_p)
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_teacher_prompt_tokens = max_teacher_prompt_tokens
+        self.generation_batch_size = generation_batch_size
+        self.rollout_seed = rollout_seed
+        self.teacher: Teacher | None = None
+        self._teacher_state: dict[str, Tensor] | None = None
+        self._rollouts: dict[str, tuple[int, list[Completion]]] = {}
+        """By example: the step for which they were made, and the rollouts."""
+
+    # --- data ----------------------------------------------------------------------------------------------------------
+
+    @override
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        for item in self.training_items(corpus.split(corpus.train_split)):
+            for flag, prompt, limit in (
+                ("max_prompt_tokens", item.prompt_ids, self.max_prompt_tokens),
+                ("max_teacher_prompt_tokens", item.teacher_prompt_ids, self.max_teacher_prompt_tokens),
+            ):
+                allowed = min(limit or self.context_window, self.context_window - self.max_new_tokens)
+                if len(prompt) > allowed:
+                    raise UserError(
+                        f"A prompt of example '{item.example.id}' has {len(prompt)} tokens, {allowed} are allowed by "
+                        f"--model.{flag} and the model's window less --model.max_new_tokens. Raise the limit or shorten it."
+                    )
+
+    @override
+    def training_items(self, examples: Sequence[Example]) -> list[PromptItem]:
+        encode = self.encoder.prompt
+        return [PromptItem(example, encode(naive_context(example)), encode(expert_context(example))) for example in examples]
+
+    @override
+    def collate(self, items: Sequence[PromptItem]) -> PromptBatch:
+        return PromptBatch(list(items))
+
+    @override
+    def setup(self, stage: str) -> None:
+        # Whatever an earlier run has left does not count.
+        self.teacher, self._teacher_state, self._rollouts = None, None, {}
+
+    # --- teacher -------------------------------------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        corpus = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.taught_ids = {example.id for example in corpus.split(corpus.train_split)}
+        self.teacher = self._make_teacher()
+        if self._teacher_state is not None:
+            self.teacher.load_state_dict(self._teacher_state)
+
+    def _make_teacher(self) -> Teacher:
+        if self.teacher_kind == "shared":
+            return SharedTeacher(self.student)
+        if self.teacher_kind == "frozen" and self.lora_rank:
+            return FrozenTeacher(self.student, has_adapter=True)
+        base = load_student(self.model_name_or_path, self.trust_remote_code)
+        base.to(device=self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
+        base.requires_grad_(False)
+        if self.teacher_kind == "frozen":
+            return FrozenTeacher(base)
+        return EMATeacher(base, self.student, self.ema_decay, self.ema_every_n_steps)
+
+    @override
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        assert self.teacher is not None
+        self.teacher.step(self.trainer.global_step + 1)  # counted after this hook
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.state_dict()
+        # Rollouts that are to be used again cannot be made again: the student has moved.
+        checkpoint["rollouts"] = {
+            id: (step, [(completion.token_ids, completion.finish_reason) for completion in completions])
+            for id, (step, completions) in self._rollouts.items()
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._teacher_state = checkpoint.get("teacher", {})
+        if self.teacher is not None:  # strategies that shard restore after on_fit_start
+            self.teacher.load_state_dict(self._teacher_state)
+        self._rollouts = {
+            id: (step, [Completion(*completion) for completion in completions])
+            for id, (step, completions) in checkpoint.get("rollouts", {}).items()
+        }
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    @override
+    def summed_loss(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        assert self.teacher is not None
+        pairs = [
+            (item, completion)
+            for item, completions in zip(batch.items, self._roll_out(batch.items), strict=True)
+            for completion in completions
+        ]
+        with self.teacher.model() as teacher:
+            teacher_states_NH = target_states(teacher, self._batch([(i.teacher_prompt_ids, c) for i, c in pairs]))
+            divergence = TeacherDivergence(teacher_states_NH, output_head(teacher), self.divergence_settings)
+        states_NH = target_states(self.student, self._batch([(i.prompt_ids, c) for i, c in pairs]))
+        loss_sum, losses_N = summed_token_loss(states_NH, output_head(self.student), divergence)
+        num_tokens = max(1, len(losses_N))
+        answers = [self.encoder.decode(completion.token_ids) for _, completion in pairs]
+        right = [
+            is_exact_match(answer, item.example.answer, item.example.question, item.example.answer_format)
+            for answer, (item, _) in zip(answers, pairs, strict=True)
+        ]
+        metrics = {
+            "train/kl": float(divergence.divergence_sum) / num_tokens,
+            "train/entropy": float(divergence.entropy_sum) / num_tokens,
+            "train/completion_length": sum(len(completion.token_ids) for _, completion in pairs) / len(pairs),
+            "train/truncated": sum(completion.finish_reason != "stop" for _, completion in pairs) / len(pairs),
+            "train/reward": sum(right) / len(pairs),
+        }
+        self.log_dict(metrics, batch_size=len(pairs))
+        return loss_sum, torch.tensor(len(losses_N), device=loss_sum.device)
+
+    def _batch(self, sequences: Sequence[tuple[list[int], Completion]]) -> TrainBatch:
+        skip = self.skip_first_tokens
+        items = [TrainItem("", prompt + c.token_ids[:skip], c.token_ids[skip:]) for prompt, c in sequences]
+        return collate_training(items).to(self.device)
+
+    def _roll_out(self, items: Sequence[PromptItem]) -> list[list[Completion]]:
+        """Rollouts of every item: those that are to be used again, and new ones."""
+        step = self.trainer.global_step
+        self._rollouts = {
+            id: rollouts for id, rollouts in self._rollouts.items() if step - rollouts[0] < self.updates_per_batch
+        }
+        new = list({item.example.id: item for item in items if item.example.id not in self._rollouts}.values())
+        if new:
+            assert self.teacher is not None
+            is_teacher = self.rollout_policy == "teacher"
+            with self.teacher.model() if is_teacher else nullcontext(self.student) as writer:
+                rollouts = roll_out(
+                    writer,
+                    [item.teacher_prompt_ids if is_teacher else item.prompt_ids for item in new],
+                    [f"{self.rollout_seed}|{item.example.id}|{step}" for item in new],
+                    self.sampling,
+                    num_rollouts=self.num_rollouts,
+                    max_new_tokens=self.max_new_tokens,
+                    stop_ids=self.stop_ids,
+                    batch_size=self.generation_batch_size,
+                )
+            for item, completions in zip(new, rollouts, strict=True):
+                self._rollouts[item.example.id] = step, completions
+        return [self._rollouts[item.example.id][1] for item in items]
