@@ -1,12 +1,15 @@
 """Teach a language model new knowledge without making it forget what it knew."""
 
-from mixsd_lightning.callbacks import Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.callbacks import CollapseAlert, Completions, FisherDrift, MetricsFile, Retention
 from mixsd_lightning.data import CorpusDataModule, KGFact
 from mixsd_lightning.example import Example
-from mixsd_lightning.modules import SFT, KnowledgeModule, MixSD
+from mixsd_lightning.export import export_student
+from mixsd_lightning.modules import OPSD, SFT, KnowledgeModule, MixSD
 
 __all__ = [
+    "OPSD",
     "SFT",
+    "CollapseAlert",
     "Completions",
     "CorpusDataModule",
     "Example",
@@ -16,5 +19,6 @@ __all__ = [
     "MetricsFile",
     "MixSD",
     "Retention",
+    "export_student",
 ]
 __version__ = "0.1.0"

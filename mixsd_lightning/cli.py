@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from mixsd_lightning.callbacks import Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.callbacks import CollapseAlert, Completions, FisherDrift, MetricsFile, Retention
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError
@@ -68,6 +68,7 @@ class MixSDCLI(LightningCLI):
         parser.add_lightning_class_args(FisherDrift, "drift")
         parser.add_lightning_class_args(Retention, "retention")
         parser.add_lightning_class_args(Completions, "completions")
+        parser.add_lightning_class_args(CollapseAlert, "collapse")
         parser.add_lightning_class_args(MetricsFile, "metrics_file")
 
     @override
@@ -128,7 +129,8 @@ def fail(message: str) -> NoReturn:
 def explain(message: str) -> str:
     """A parser's error message as one line that says what to do."""
     line = re.sub(r"\s+", " ", message).strip()
-    if unknown := re.search(r'Parser key "(model|data)":.*dot import path string: (\S+)', line):
+    not_usable = r'Parser key "(model|data)":.*(?:dot import path string: |is abstract.*Given value: )(\S+)'
+    if unknown := re.search(not_usable, line):
         key, name = unknown.groups()
         choices = _subclasses(KnowledgeModule if key == "model" else CorpusDataModule)
         kind = "method" if key == "model" else "corpus"
@@ -152,10 +154,11 @@ def _options() -> dict[str, str]:
 
 
 def _subclasses(base: type) -> dict[str, type]:
-    """Name -> class, for all subclasses of ``base`` that have been imported."""
+    """Name -> class, for all subclasses of ``base`` that have been imported and can be used as they are."""
     found: dict[str, type] = {}
     subclass: type
     for subclass in base.__subclasses__():
-        found[subclass.__name__] = subclass
+        if not inspect.isabstract(subclass):
+            found[subclass.__name__] = subclass
         found.update(_subclasses(subclass))
     return found

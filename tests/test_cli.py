@@ -144,11 +144,27 @@ def test_overrides_of_the_architecture_parse(monkeypatch: pytest.MonkeyPatch) ->
     assert (cli.model.target_settings.mixing.mixing_rate, cli.datamodule.num_domains) == (0.3, 5)
 
 
+def test_the_configs_of_a_corpus_differ_in_the_method_alone() -> None:
+    """So that what their runs give can be compared."""
+
+    def rest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = yaml.safe_load(path.read_text())
+        config["trainer"]["logger"]["init_args"].pop("name")
+        return config.pop("model")["init_args"], config
+
+    for folder in {path.parent for path in (ROOT / "configs").rglob("sft.yaml")}:
+        options, others = rest(folder / "sft.yaml")
+        for path in folder.glob("*.yaml"):
+            assert rest(path)[1] == others
+            assert options.items() <= rest(path)[0].items()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
-    base = [] if "model" in yaml.safe_load(path.read_text()) else ["--config", str(ROOT / "configs" / "quickstart.yaml")]
+    is_whole = "data" in yaml.safe_load(path.read_text())
+    base = [] if is_whole else ["--config", str(ROOT / "configs" / "quickstart.yaml")]
     cli = MixSDCLI(["fit", *base, "--config", str(path)])
     assert cli.datamodule.split("train")
 
@@ -156,7 +172,8 @@ def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--model", "MixedSD"], r"--model: there is no method 'MixedSD'; choose from MixSD, SFT"),
+        (["--model", "MixedSD"], r"--model: there is no method 'MixedSD'; choose from .*MixSD, OPSD, SFT"),
+        (["--model", "SupervisedModule"], r"choose from .*MixSD, OPSD, SFT"),
         (["--data", "KGFacts"], r"--data: there is no corpus 'KGFacts'; choose from KGFact"),
         (["--model.mixing_rat", "0.3"], r"no option 'mixing_rat' here\. Did you mean --model\.mixing_rate\?"),
         (["--trainer.max_epoch", "3"], r"no option 'trainer\.max_epoch' here\. Did you mean --trainer\.max_epochs\?"),
