@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mixsd_lightning import builtin_model as module
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path, cache_dir
 from mixsd_lightning.context import ChatEncoder, Message
-from mixsd_lightning.decoding.greedy import generate_greedy
+from mixsd_lightning.decoding.generation import generate_greedy
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import stop_token_ids
 

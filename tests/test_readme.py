@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from mixsd_lightning import SFT, CorpusDataModule
 from mixsd_lightning.cli import main
@@ -35,14 +36,17 @@ def test_every_command_runs_in_the_order_shown(tiny_model_path: str, tmp_path: P
     programs = [shlex.split(command) for command in COMMANDS if command.startswith("python -m mixsd_lightning ")]
     assert len(programs) >= 7
     for _, _, _, subcommand, *arguments in programs:
-        is_sft = "SFT" in arguments or any("sft" in argument for argument in arguments)
-        extra = [] if subcommand == "validate" else [*small, *([] if is_sft else mixing)]
+        is_mixing = not any(name in argument.lower() for argument in arguments for name in ("sft", "opsd"))
+        extra = [] if subcommand == "validate" else [*small, *(mixing if is_mixing else [])]
         if "--print_config" in arguments:
             with pytest.raises(SystemExit, match="0"):
                 main([subcommand, *arguments, *extra])
         else:
             main([subcommand, *arguments, *extra])
     assert len(list(Path("runs/quickstart").glob("version_*/metrics.jsonl"))) == 4
+    (export,) = (block for block in blocks("python") if "export_student" in block)
+    exec(compile(export, "README.md", "exec"), {})
+    assert AutoModelForCausalLM.from_pretrained("my-model").generation_config is not None
 
 
 def test_the_scripts_shown_exist_and_can_be_run() -> None:
@@ -70,7 +74,7 @@ def test_the_corpus_example_is_a_corpus_that_trains(tiny_model_path: str, tmp_pa
     from lightning.pytorch import Trainer
 
     namespace: dict[str, Any] = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), namespace)
+    exec(compile(blocks("python")[2], "README.md", "exec"), namespace)
     corpus: CorpusDataModule = namespace["Rivers"]()
     assert corpus.split("train")[0].target == "The river Ombrel rises at Mount Tasvik."
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)

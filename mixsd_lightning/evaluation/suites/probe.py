@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder, Message
-from mixsd_lightning.decoding.greedy import Completion, generate_greedy
+from mixsd_lightning.decoding.generation import Completion, generate_greedy
 from mixsd_lightning.evaluation.scoring import contains_answer
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.models import stop_token_ids
