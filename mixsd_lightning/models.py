@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.ranks import is_sharded, local
 
 
 def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -68,11 +68,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     """Short digest of a model's weights: names, shapes and 64 evenly spaced values of every parameter.
 
     It tells different models and different checkpoints apart without reading every byte of a large model. A LoRA adapter does
-    not count.
+    not count; of a sharded model, what this rank holds does.
     """
     digest = hashlib.sha256()
     for name, parameter in base_parameters(model):
-        values = parameter.detach().flatten()
+        values = local(parameter.detach()).flatten()
         sample = values[:: max(1, values.numel() // 64)].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
@@ -138,7 +138,7 @@ def attends_by(model: PreTrainedModel, kinds: Set[str]) -> bool:
     Never of a sharded model: its layers must run equally often on all ranks, whatever their rows have in common.
     """
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or {"full_attention"})
-    return layer_types <= kinds and not getattr(model, "_is_stateful", False) and not isinstance(model, FSDPModule)
+    return layer_types <= kinds and not getattr(model, "_is_stateful", False) and not is_sharded(model)
 
 
 def compile_decoder(model: PreTrainedModel) -> None:

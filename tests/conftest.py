@@ -63,6 +63,12 @@ def make_tiny_model(folder: Path, seed: int = 0) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test has computed, or another version of the code, is not there; models are."""
+    monkeypatch.setattr("mixsd_lightning.disk_cache.computed_dir", lambda: tmp_path / "computed")
+
+
 def transformers_greedy(
     model: PreTrainedModel, prompt: Sequence[int], stop_ids: frozenset[int], max_new_tokens: int
 ) -> list[int]:

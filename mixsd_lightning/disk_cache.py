@@ -1,0 +1,70 @@
+"""What is fetched or computed once and kept in the user's cache."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mixsd_lightning.ranks import all_ranks
+
+CACHE_VARIABLE = "MIXSD_CACHE_DIR"
+
+
+def cache_dir() -> Path:
+    """Folder for everything that is fetched or computed once; the variable ``MIXSD_CACHE_DIR`` moves it."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override).expanduser() if override else user_cache_path("mixsd_lightning")
+
+
+def computed_dir() -> Path:
+    """Folder for what is computed once."""
+    return cache_dir() / "computed"
+
+
+def digest(content: Any) -> str:
+    """Short digest of JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cached_tensors(kind: str, depends_on: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``compute`` returns, computed only if it has not been before. All ranks call it, and compute together or not.
+
+    A file that cannot be read is made again. Where none can be written, the result is used and not kept, with a warning.
+
+    Args:
+        kind: Folder in the cache.
+        depends_on: JSON values that the result is a function of.
+        compute: Makes the tensors, on the CPU.
+    """
+    from mixsd_lightning import __version__  # which imports this file
+
+    path = computed_dir() / kind / f"{digest({**depends_on, 'version': __version__})}.safetensors"
+    kept = None
+    with suppress(OSError, SafetensorError):
+        kept = load_file(path)
+    if all_ranks(kept is not None):
+        assert kept is not None
+        return kept
+    tensors = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Under its name it is complete, whoever else writes it at the same time.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_file(tensors, Path(folder, path.name))
+            Path(folder, path.name).replace(path)
+    except (OSError, SafetensorError) as error:  # the second is how a full disk shows
+        rank_zero_warn(
+            f"Cannot keep {path}: {getattr(error, 'strerror', None) or error}. It will be computed again next time; "
+            f"free some space, or set {CACHE_VARIABLE} to a writable folder."
+        )
+    return tensors
