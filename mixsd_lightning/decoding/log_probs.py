@@ -1,9 +1,14 @@
-"""Log-probabilities of given completions."""
+"""Log-probabilities of given completions.
+
+Shapes: K contexts, N continuations, P context length, T continuation length, V vocabulary.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from mixsd_lightning.models import inference
 
@@ -15,15 +20,13 @@ def completion_log_probs(
     if not completions:
         return []
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    longest = int(lengths.max())
-    input_ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in sequences], device=model.device)
-    mask = torch.arange(longest) >= longest - lengths[:, None]
+    input_ids, mask = _left_padded(sequences, model.device)
+    longest = input_ids.shape[1]
     with inference(model):
         logits = model(
             input_ids=input_ids,
-            attention_mask=mask.long().to(model.device),
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
             logits_to_keep=1 + max(map(len, completions)),
         ).logits
@@ -35,3 +38,77 @@ def completion_log_probs(
         .tolist()
         for row, ids, completion in zip(logits, input_ids, completions, strict=True)
     ]
+
+
+class ContinuationScore(NamedTuple):
+    """How a model sees a continuation of a context."""
+
+    log_prob: float
+    """Of the whole continuation, in nats."""
+    is_greedy: bool
+    """Whether greedy decoding after the context writes it: each of its tokens is the most probable one at its place."""
+
+
+def continuation_scores(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[ContinuationScore]]:
+    """Scores of several continuations of each context, all in one batch. A context is run once for all of them.
+
+    Args:
+        model: A causal language model.
+        contexts: Token ids, one at least in each.
+        continuations: For each context, token ids of one continuation or more, one at least in each.
+    """
+    flat = [continuation for several in continuations for continuation in several]
+    assert all(contexts) and all(continuations) and all(flat)
+    device = model.device
+    contexts_N = torch.tensor([index for index, several in enumerate(continuations) for _ in several], device=device)
+    context_ids_KP, context_mask_KP = _left_padded(contexts, device)
+    longest = max(map(len, flat))
+    targets_NT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat], device=device)
+    lengths_N = torch.tensor([len(ids) for ids in flat], device=device)
+    is_token_NT = torch.arange(longest, device=device) < lengths_N[:, None]
+    with inference(model):
+        cache = DynamicCache(config=model.config)
+        logits_K1V = model(
+            input_ids=context_ids_KP,
+            attention_mask=context_mask_KP,
+            position_ids=(context_mask_KP.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        parts = [_scores(logits_K1V[contexts_N], targets_NT[:, :1])]
+        if longest > 1:
+            cache.batch_select_indices(contexts_N)
+            mask_NL = torch.cat([context_mask_KP[contexts_N], is_token_NT[:, :-1].long()], dim=1)
+            logits_NTV = model(
+                input_ids=targets_NT[:, :-1],
+                attention_mask=mask_NL,
+                position_ids=(mask_NL.cumsum(-1) - 1)[:, context_ids_KP.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            parts.append(_scores(logits_NTV, targets_NT[:, 1:]))
+    log_probs_NT, is_greedy_NT = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    log_probs_N = (log_probs_NT * is_token_NT).sum(-1).tolist()
+    is_greedy_N = (is_greedy_NT | ~is_token_NT).all(-1).tolist()
+    scores = iter(map(ContinuationScore, log_probs_N, is_greedy_N))
+    return [[next(scores) for _ in several] for several in continuations]
+
+
+def _scores(logits_NTV: Tensor, targets_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and whether it is the most probable token."""
+    logits_NTV = logits_NTV.float()
+    picked_NT = logits_NTV.gather(-1, targets_NT[..., None])[..., 0]
+    # Unlike log_softmax, this makes no second copy of the logits.
+    return picked_NT - logits_NTV.logsumexp(-1), logits_NTV.argmax(-1) == targets_NT
+
+
+def _left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of sequences that end together. Any id does for padding: the mask hides it."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[*[0] * (longest - len(sequence)), *sequence] for sequence in sequences], device=device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
+    return ids, mask.long()

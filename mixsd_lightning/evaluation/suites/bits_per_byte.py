@@ -3,21 +3,42 @@
 import math
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites.base import Score, Suite
-from mixsd_lightning.models import evaluating
+from mixsd_lightning.models import inference
 
 
 @cache
 def held_out_paragraphs() -> tuple[str, ...]:
     """24 short paragraphs of plain English on different subjects."""
-    text = (files(__package__) / "held_out.txt").read_text(encoding="utf-8")
-    return tuple(paragraph.strip() for paragraph in text.split("\n\n"))
+    return _paragraphs((files(__package__) / "held_out.txt").read_text(encoding="utf-8"))
+
+
+def read_paragraphs(text_file: str) -> tuple[str, ...]:
+    """The paragraphs of a user's file.
+
+    Raises:
+        UserError: if it cannot be read or has none.
+    """
+    try:
+        found = _paragraphs(Path(text_file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--retention.suites: cannot read text_file '{text_file}': {error}.") from error
+    if not found:
+        raise UserError(f"--retention.suites: text_file '{text_file}' has no text.")
+    return found
+
+
+def _paragraphs(text: str) -> tuple[str, ...]:
+    return tuple(paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip())
 
 
 def paragraph_ids(encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
@@ -39,12 +60,24 @@ class BitsPerByte(Suite):
 
     name = "bits_per_byte"
 
+    def __init__(self, text_file: str | None = None, every_n_validations: int = 1) -> None:
+        """
+        Args:
+            text_file: Your own text, paragraphs separated by blank lines; by default 24 short built-in ones.
+            every_n_validations: Measure at every n-th validation and at the last; 0 is at the last alone.
+        """
+        super().__init__(every_n_validations)
+        self._paragraphs = read_paragraphs(text_file) if text_file else held_out_paragraphs()
+
+    @property
     @override
-    @torch.no_grad()
+    def settings(self) -> dict[str, Any]:
+        return {"paragraphs": list(self._paragraphs)}
+
+    @override
     def measure(self, model: PreTrainedModel, encoder: ChatEncoder) -> dict[str, Score]:
-        nats, num_bytes = 0.0, 0
-        with evaluating(model):
-            for paragraph in held_out_paragraphs():
-                nats += float(paragraph_nll(model, encoder, paragraph))
-                num_bytes += len(paragraph.encode())
-        return {self.name: Score(nats / math.log(2) / num_bytes, higher_is_better=False)}
+        num_bytes = [len(paragraph.encode()) for paragraph in self._paragraphs]
+        with inference(model):
+            nats = [float(paragraph_nll(model, encoder, paragraph)) for paragraph in self._paragraphs]
+        values = [nll / math.log(2) / size for nll, size in zip(nats, num_bytes, strict=True)]
+        return {self.name: Score(values, num_bytes, higher_is_better=False)}
