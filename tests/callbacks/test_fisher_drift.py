@@ -1,79 +1,171 @@
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+import torch.multiprocessing
+from conftest import make_tiny_model
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from mixsd_lightning import SFT, FisherDrift
-from mixsd_lightning.callbacks.fisher_drift import diagonal_fisher
-from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning import SFT, FisherDrift, KGFact
+from mixsd_lightning.callbacks import fisher_drift
+from mixsd_lightning.callbacks.fisher_drift import drift_tags
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_ids
-
-TEXTS = held_out_paragraphs()[:3]
-
-
-def test_fisher_is_the_mean_of_squared_sequence_gradients(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
-    expected = {name: torch.zeros_like(parameter) for name, parameter in tiny_model.named_parameters()}
-    for text in TEXTS:
-        ids = paragraph_ids(encoder, text)
-        log_probs = tiny_model(ids).logits[0, :-1].log_softmax(-1)
-        log_likelihood = log_probs.gather(-1, ids[0, 1:, None]).sum()
-        gradients = torch.autograd.grad(log_likelihood, list(tiny_model.parameters()))
-        for total, gradient in zip(expected.values(), gradients, strict=True):
-            total += gradient**2 / len(TEXTS)
-    fisher = diagonal_fisher(tiny_model, encoder, TEXTS)
-    assert fisher.keys() == expected.keys()
-    for name, value in fisher.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+from mixsd_lightning.evaluation.fisher import diagonal_fisher, fisher_sequences, visit_gradients
+from mixsd_lightning.models import effective_parameters, load_student
 
 
-def test_fisher_leaves_no_gradients_hooks_or_mode_behind(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
-    diagonal_fisher(tiny_model, encoder, TEXTS[:1])
-    assert tiny_model.training
-    assert all(parameter.grad is None for parameter in tiny_model.parameters())
-    tiny_model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
-    assert any(parameter.grad is not None for parameter in tiny_model.parameters())
-
-
-def test_drift_equals_the_closed_form(tiny_model_path: str) -> None:
-    method = SFT(tiny_model_path)
+def make_method(model: str, **options: Any) -> SFT:
+    method = SFT(model, **options)
     method.configure_model()
-    drift = FisherDrift(num_sequences=2)
-    drift.prepare(method)
-    assert drift.measure(method.student) == {"drift/l2": 0, "drift/fisher": 0, "drift/sensitivity": 0}
-    fisher = diagonal_fisher(method.student, method.encoder, held_out_paragraphs()[:2])
+    return method
+
+
+def move(model: torch.nn.Module, scale: float = 0.01) -> None:
+    """Noise on all trained parameters."""
     torch.manual_seed(1)
-    squared = weighted = 0.0
     with torch.no_grad():
-        for name, parameter in method.student.named_parameters():
-            delta = torch.randn_like(parameter) * 0.01
-            parameter += delta
-            squared += float((delta**2).sum())
-            weighted += float((fisher[name] * delta**2).sum())
-    measured = drift.measure(method.student)
-    assert measured["drift/l2"] == pytest.approx(squared**0.5, rel=1e-4)
-    assert measured["drift/fisher"] == pytest.approx(weighted, rel=1e-4)
-    assert measured["drift/sensitivity"] == pytest.approx(weighted / squared, rel=1e-4)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * scale)
 
 
-def test_fisher_drift_predicts_the_growth_of_the_loss(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
-    """One weight moved along its own axis: the squared gradient bounds how fast the log-likelihood can change."""
-    fisher = diagonal_fisher(tiny_model, encoder, TEXTS[:1])["model.norm.weight"]
-    ids = paragraph_ids(encoder, TEXTS[0])
-    index, step = int(fisher.argmax()), 1e-3
+def closed_form(method: SFT, base: Any, count: int) -> dict[str, float]:
+    """Drift, by whole tensors in double precision, and its quadratic form by one gradient at a time."""
+    sequences = fisher_sequences(base, method.encoder, "held_out", "data", count)
+    fisher = diagonal_fisher(base, sequences)
+    origin = dict(base.named_parameters())
+    deltas = {n: p.detach().double() - origin[n].detach().double() for n, p in effective_parameters(method.student)}
+    dots = []
+    for sequence in sequences:
+        parts: list[float] = []
+        visit_gradients(base, [sequence], lambda name, g, to=parts: to.append(float((g.double() * deltas[name]).sum())))  # type: ignore[misc]
+        dots.append(sum(parts))
+    squared = sum(float((delta**2).sum()) for delta in deltas.values())
+    weighted = sum(float((fisher[name].double() * delta**2).sum()) for name, delta in deltas.items())
+    return {
+        "drift/l2": squared**0.5,
+        "drift/fisher": weighted,
+        "drift/sensitivity": weighted / squared,
+        "drift/quadratic": sum(dot**2 for dot in dots) / count,
+    }
 
-    def log_likelihood() -> float:
-        with torch.no_grad():
-            return float(tiny_model(ids).logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None]).sum())
 
-    weight = tiny_model.model.norm.weight
+@pytest.mark.parametrize("device", ["cpu", "model"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_drift_equals_the_closed_form(tiny_model_path: str, device: str, lora_rank: int) -> None:
+    if lora_rank:
+        pytest.importorskip("peft")
+    method = make_method(tiny_model_path, lora_rank=lora_rank)
+    drift = FisherDrift(num_sequences=2, device=device)
+    drift.prepare(method)
+    assert set(drift_tags(drift.moves(method.student)).values()) == {0}
+    method.completed_steps = 1
+    assert drift.measure_quadratic(method) == 0
+    move(method.student, 0.1 if lora_rank else 0.01)
+    expected = closed_form(method, load_student(tiny_model_path), 2)
+    tags = drift_tags(drift.moves(method.student))
+    assert expected["drift/fisher"] > 0
+    assert {tag: tags[tag] for tag in ("drift/l2", "drift/fisher", "drift/sensitivity")} == pytest.approx(
+        {tag: value for tag, value in expected.items() if tag != "drift/quadratic"}, rel=1e-4
+    )
+    assert drift.measure_quadratic(method) == pytest.approx(expected["drift/quadratic"], rel=1e-4)
+    kinds = [value for tag, value in tags.items() if tag.startswith("drift/fisher/")]
+    assert sum(kinds) == pytest.approx(tags["drift/fisher"])
+    if lora_rank:
+        assert tags["drift/fisher/embedding"] == 0 < tags["drift/fisher/mlp"]
+
+
+def test_the_fisher_information_is_computed_once_for_each_setting(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def counted(base: Any, sequences: Any, **options: Any) -> Any:
+        computed.append(len(sequences))
+        return diagonal_fisher(base, sequences, **options)
+
+    monkeypatch.setattr(fisher_drift, "diagonal_fisher", counted)
+    for options in ({}, {}, {"labels": "sampled"}, {"sequences": "answers"}, {"num_sequences": 3}):
+        drift = FisherDrift(**({"num_sequences": 2} | options))
+        drift.prepare(make_method(tiny_model_path))
+        move(student := make_method(tiny_model_path).student)
+        assert drift_tags(drift.moves(student))["drift/fisher"] > 0
+    assert computed == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_sequences": 0}, {"num_sequences": 25}, {"sequences": "prose"}, {"labels": "both"}, {"device": "cuda:7"}],
+)
+def test_settings_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"--drift.{next(iter(options))}"):
+        FisherDrift(**options)
+
+
+def test_a_fit_logs_numbers_and_a_heat_map(tiny_model_path: str, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="runs")
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=logger,
+        max_steps=2,
+        num_sanity_val_steps=-1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[FisherDrift(num_sequences=2, quadratic=True)],
+    )
+    corpus = KGFact(num_domains=2, num_entities=8, batch_size=4, eval_splits=["train"])
+    trainer.fit(SFT(tiny_model_path, max_new_tokens=2), corpus)
+    logged = {tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith("drift/")}
+    kinds = {f"drift/fisher/{kind}" for kind in ("attention", "mlp", "embedding", "norm")}
+    assert logged.keys() == {"drift/l2", "drift/fisher", "drift/sensitivity", "drift/quadratic"} | kinds
+    assert min(logged.values()) > 0
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert [event.step for event in events.Images("drift/fisher_by_layer")] == [2]
+    assert [event.step for event in events.Histograms("drift/fisher_of_layers")] == [2]
+
+
+# --- several ranks -----------------------------------------------------------------------------------------------------
+
+
+def measure_rank(rank: int, is_sharded: bool, model_path: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    fisher_drift.cached_tensors = lambda kind, depends_on, compute: compute()  # type: ignore[assignment]
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    method = make_method(model_path)
+    if is_sharded:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in method.student.base_model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(method.student, mesh=mesh)
+    drift = FisherDrift(num_sequences=3)
+    drift.prepare(method)
     with torch.no_grad():
-        weight[index] += step
-        above = log_likelihood()
-        weight[index] -= 2 * step
-        below = log_likelihood()
-    assert ((above - below) / (2 * step)) ** 2 == pytest.approx(float(fisher[index]), rel=0.02)
+        for parameter in method.student.parameters():
+            parameter.mul_(1.01)
+    torch.save(drift_tags(drift.moves(method.student)), f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
-def test_the_number_of_sequences_is_checked() -> None:
-    with pytest.raises(UserError, match="--drift.num_sequences"):
-        FisherDrift(num_sequences=0)
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_two_ranks_measure_what_one_does(tmp_path: Path, is_sharded: bool) -> None:
+    make_tiny_model(tmp_path / "model")
+    method = make_method(str(tmp_path / "model"))
+    drift = FisherDrift(num_sequences=3)
+    drift.prepare(method)
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.mul_(1.01)
+    expected = drift_tags(drift.moves(method.student))
+    torch.multiprocessing.spawn(measure_rank, (is_sharded, str(tmp_path / "model"), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(expected, rel=1e-4)
