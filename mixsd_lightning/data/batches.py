@@ -27,8 +27,8 @@ class TrainItem:
     example_id: str
     prompt_ids: list[int]
     target_ids: list[int]
-    base_nll: float | None = None
-    """Summed NLL of the target under the base model, where it is known."""
+    base_nlls: list[float] | None = None
+    """NLL of each target token under the base model, in nats, where it is known."""
 
     @property
     def num_tokens(self) -> int:

@@ -96,6 +96,8 @@ class KnowledgeModule(LightningModule, ABC):
         """Memorization metrics of the validation that runs now, by split and for :data:`TAUGHT`."""
         self.target_statistics: dict[str, float] = {}
         """What the training targets are like (`targets/...`), logged with every validation of a fit."""
+        self.target_nlls: list[float] = []
+        """NLL of each target token under the base model, in nats, as far as it is known."""
         self.taught_ids: set[str] = set()
         """Examples that training has a target for."""
         self._num_target_tokens = torch.tensor(0.0)

@@ -195,7 +195,7 @@ class MixSD(SupervisedModule):
             example = by_id[record["id"]]
             if record["mix_meta"]["correct"] or self.on_reject == "keep":
                 item = self.supervised_item(example, record["token_ids"])
-                items.append(replace(item, base_nll=-sum(record["naive_log_probs"])))
+                items.append(replace(item, base_nlls=[-value for value in record["naive_log_probs"]]))
             elif self.on_reject != "drop":
                 text = example.target if self.on_reject == "gold" else example.fact
                 items.append(self.supervised_item(example, self.encoder.target(text)))

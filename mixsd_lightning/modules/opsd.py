@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from mixsd_lightning.losses.chunked import summed_token_loss
 from mixsd_lightning.losses.divergence import DivergenceSettings, Kind, TeacherDivergence
 from mixsd_lightning.models import load_student
 from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.target_likelihood import likelihood_tags, token_nlls
 from mixsd_lightning.target_states import output_head, target_states
 from mixsd_lightning.teachers import EMATeacher, FrozenTeacher, SharedTeacher, Teacher
 
@@ -79,6 +81,7 @@ class OPSD(KnowledgeModule):
         max_prompt_tokens: int | None = None,
         max_teacher_prompt_tokens: int | None = None,
         generation_batch_size: int = 64,
+        nll_every_n_steps: int = 10,
         rollout_seed: int = 42,
         **options: Any,
     ) -> None:
@@ -104,6 +107,8 @@ class OPSD(KnowledgeModule):
             max_prompt_tokens: Longest prompt of the student; longer ones are an error. The model's window by default.
             max_teacher_prompt_tokens: The same for the teacher's.
             generation_batch_size: Rollouts in flight at once, but all of a prompt together.
+            nll_every_n_steps: Log how probable the rollouts are under the base model (`targets/nll_base`) at every n-th step, a
+                forward pass more; 0 never does. Needs the frozen teacher or LoRA, so that the base model is at hand.
             rollout_seed: Decides the draws of the rollouts.
             options: What all methods have (:class:`KnowledgeModule`); `max_new_tokens` limits rollouts and answers alike.
         """
@@ -123,6 +128,7 @@ class OPSD(KnowledgeModule):
         require("model.top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
         for flag, most in (("max_prompt_tokens", max_prompt_tokens), ("max_teacher_prompt_tokens", max_teacher_prompt_tokens)):
             require(f"model.{flag}", most, most is None or most >= 1, "at least 1")
+        require("model.nll_every_n_steps", nll_every_n_steps, nll_every_n_steps >= 0, "at least 0")
         require("model.generation_batch_size", generation_batch_size, generation_batch_size >= 1, "at least 1")
         if temperature == 0 and num_rollouts > 1:
             raise UserError("--model.num_rollouts above 1 gives the same rollout again at --model.temperature 0.")
@@ -140,6 +146,7 @@ class OPSD(KnowledgeModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.max_teacher_prompt_tokens = max_teacher_prompt_tokens
         self.generation_batch_size = generation_batch_size
+        self.nll_every_n_steps = nll_every_n_steps
         self.rollout_seed = rollout_seed
         self.teacher: Teacher | None = None
         self._teacher_state: dict[str, Tensor] | None = None
@@ -257,8 +264,21 @@ class OPSD(KnowledgeModule):
             "train/truncated": sum(completion.finish_reason != "stop" for _, completion in pairs) / len(pairs),
             "train/reward": sum(right) / len(pairs),
         }
+        if self.nll_every_n_steps and self.trainer.global_step % self.nll_every_n_steps == 0:
+            metrics |= self._rollout_likelihood([(item.prompt_ids, completion) for item, completion in pairs])
         self.log_dict(metrics, batch_size=len(pairs))
         return loss_sum, torch.tensor(len(losses_N), device=loss_sum.device)
+
+    def _rollout_likelihood(self, sequences: Sequence[tuple[list[int], Completion]]) -> dict[str, float]:
+        """How probable rollouts are under the base model, where it is at hand."""
+        if self.lora_rank == 0 and self.teacher_kind != "frozen":
+            return {}
+        assert self.teacher is not None
+        items = [TrainItem("", prompt, completion.token_ids) for prompt, completion in sequences]
+        with self.base_model() if self.lora_rank else self.teacher.model() as base:
+            nlls = token_nlls(base, items, len(items))
+        self.target_nlls = list(chain.from_iterable(nlls))
+        return likelihood_tags(nlls)
 
     def _batch(self, sequences: Sequence[tuple[list[int], Completion]]) -> TrainBatch:
         skip = self.skip_first_tokens

@@ -2,21 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import naive_context
 from mixsd_lightning.data.batches import TrainBatch, TrainItem, collate_training
 from mixsd_lightning.example import Example
-from mixsd_lightning.losses.chunked import summed_token_loss
-from mixsd_lightning.losses.nll import TokenNLL
-from mixsd_lightning.models import evaluating
 from mixsd_lightning.modules.base import KnowledgeModule
-from mixsd_lightning.target_states import output_head, target_states, target_tokens
+from mixsd_lightning.target_likelihood import batch_nll, likelihood_tags, token_nlls
 
 
 class SupervisedModule(KnowledgeModule):
@@ -41,32 +37,18 @@ class SupervisedModule(KnowledgeModule):
         """Note what is being taught: which examples, and how probable their targets are under the base model."""
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
         self.taught_ids = {item.example_id for item in items}
-        unknown = [item for item in items if item.base_nll is None]
-        known_nll = sum(item.base_nll for item in items if item.base_nll is not None)
-        num_tokens = sum(len(item.target_ids) for item in items)
-        with self.base_model() if unknown else nullcontext() as base:
-            nll = known_nll + (self.summed_nll(base, unknown, corpus.batch_size) if base else 0.0)
-        self.target_statistics["targets/nll_base"] = nll / max(1, num_tokens)
+        unknown = [item for item in items if item.base_nlls is None]
+        nlls = [item.base_nlls for item in items if item.base_nlls is not None]
+        if unknown:
+            with self.base_model() as base:
+                nlls += token_nlls(base, unknown, corpus.batch_size)
+        self.target_statistics |= likelihood_tags(nlls)
+        self.target_nlls = list(chain.from_iterable(nlls))
 
     @override
     def summed_loss(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        return self.batch_nll(self.student, batch)
-
-    @staticmethod
-    def batch_nll(model: PreTrainedModel, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Summed NLL of the targets of a batch, in nats, and their number."""
-        nll_sum, nll_N = summed_token_loss(target_states(model, batch), output_head(model), TokenNLL(target_tokens(batch)))
+        nll_sum, nll_N = batch_nll(self.student, batch)
         return nll_sum, torch.tensor(len(nll_N), device=nll_sum.device)
-
-    @torch.no_grad()
-    def summed_nll(self, model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> float:
-        """NLL of training targets under ``model`` and the naive prompt, in nats."""
-        total = 0.0
-        with evaluating(model):
-            for start in range(0, len(items), batch_size):
-                batch = collate_training(items[start : start + batch_size]).to(self.device)
-                total += float(self.batch_nll(model, batch)[0])
-        return total
 
     def supervised_item(self, example: Example, target_ids: list[int]) -> TrainItem:
         """A training item: the example's naive prompt with a given answer turn."""

@@ -11,11 +11,13 @@ from lightning.pytorch.loggers import CSVLogger
 
 from mixsd_lightning import OPSD, KGFact
 from mixsd_lightning.context import expert_context, naive_context
+from mixsd_lightning.data.batches import TrainItem
 from mixsd_lightning.decoding.generation import Completion
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.losses.divergence import DivergenceSettings, divergence
 from mixsd_lightning.models import load_student
 from mixsd_lightning.modules import opsd
+from mixsd_lightning.target_likelihood import likelihood_tags, token_nlls
 
 QUICK: dict[str, Any] = {"max_new_tokens": 6, "learning_rate": 1e-2, "warmup_steps": 0}
 
@@ -28,7 +30,7 @@ class Log(Callback):
         self.ids: list[list[str]] = []
 
     def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Any, index: int) -> None:
-        tags = {tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith("train/")}
+        tags = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
         self.metrics.append(tags)
         self.ids.append([item.example.id for item in batch.items])
 
@@ -100,6 +102,36 @@ def test_equal_contexts_and_weights_teach_nothing(
     method = OPSD(tiny_model_path, teacher="shared", **(QUICK | {"weight_decay": 0.0}))
     log = fit(tmp_path, method, max_steps=3, precision=precision)
     assert [metrics["train/kl"] for metrics in log.metrics] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_rollouts_are_described_by_their_likelihood_under_the_base_model(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int
+) -> None:
+    if lora_rank:
+        pytest.importorskip("peft")
+    token_ids = [70, 71, 72]
+    fixed_rollouts(monkeypatch, token_ids)
+    method = OPSD(tiny_model_path, nll_every_n_steps=2, lora_rank=lora_rank, **(QUICK | {"learning_rate": 0.1}))
+    data = corpus()
+    log = fit(tmp_path, method, data, max_steps=3)
+    base = load_student(tiny_model_path)
+    by_id = {example.id: example for example in data.split("train")}
+    found = [metrics["targets/nll_base"] for metrics in log.metrics]
+    for step in (0, 2):
+        prompts = [method.encoder.prompt(naive_context(by_id[id])) for id in log.ids[step]]
+        nlls = token_nlls(base, [TrainItem("", prompt, token_ids) for prompt in prompts], 1)
+        assert found[step] == pytest.approx(likelihood_tags(nlls)["targets/nll_base"], rel=1e-4)
+    assert found[0] == found[1] != found[2]  # in between, the last value stays
+    assert method.target_nlls == pytest.approx([nll for row in nlls for nll in row], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"nll_every_n_steps": 0}, {"teacher": "ema"}, {"teacher": "shared"}])
+def test_likelihoods_are_left_out_where_they_are_not_wanted_or_no_base_model_is_at_hand(
+    tiny_model_path: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    log = fit(tmp_path, OPSD(tiny_model_path, **options, **QUICK), max_steps=1)
+    assert [tag for tag in log.metrics[0] if tag.startswith("targets/")] == []
 
 
 class Gradients(Callback):

@@ -13,7 +13,7 @@ from mixsd_lightning.context import naive_context
 from mixsd_lightning.data.batches import collate_training
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import load_student
-from mixsd_lightning.modules.supervised import SupervisedModule
+from mixsd_lightning.target_likelihood import batch_nll, likelihood_tags, token_nlls
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
@@ -57,19 +57,9 @@ def test_batch_nll_equals_a_forward_of_each_sequence_alone(tiny_model_path: str,
         start = len(item.prompt_ids) - 1
         total -= sum(float(logits[start + index, token]) for index, token in enumerate(item.target_ids))
         count += len(item.target_ids)
-    nll_sum, num_tokens = SupervisedModule.batch_nll(tiny_model, collate_training(items))
-    assert int(num_tokens) == count
+    nll_sum, nll_N = batch_nll(tiny_model, collate_training(items))
+    assert len(nll_N) == count
     assert float(nll_sum) == pytest.approx(total, rel=1e-5)
-
-
-def test_summed_nll_is_that_of_all_items_whatever_the_batches(tiny_model_path: str, tiny_model: Any) -> None:
-    method = SFT(tiny_model_path)
-    items = method.training_items(tiny_corpus().split("train")[:5])
-    expected = sum(float(SupervisedModule.batch_nll(tiny_model.eval(), collate_training([item]))[0]) for item in items)
-    tiny_model.train()
-    for batch_size in (1, 2, 5, 8):
-        assert method.summed_nll(tiny_model, items, batch_size) == pytest.approx(expected, rel=1e-5)
-    assert tiny_model.training  # as it was
 
 
 @pytest.mark.parametrize("num_known", [0, 3, 8])
@@ -79,12 +69,12 @@ def test_targets_are_described_by_what_is_known_of_them_and_the_base_model(
     method, corpus = SFT(tiny_model_path), tiny_corpus()
     quiet_trainer(tmp_path).fit(method, corpus)
     items = method.training_items(corpus.split("train"))
-    num_tokens = sum(len(item.target_ids) for item in items)
-    unknown_nll = method.summed_nll(load_student(tiny_model_path), items[num_known:], 8)
-    method.describe_items([replace(item, base_nll=100.0) for item in items[:num_known]] + items[num_known:])
-    assert method.target_statistics["targets/nll_base"] == pytest.approx(
-        (100 * num_known + unknown_nll) / num_tokens, rel=1e-5
-    )
+    known = [replace(item, base_nlls=[7.0] * len(item.target_ids)) for item in items[:num_known]]
+    method.describe_items(known + items[num_known:])
+    unknown = token_nlls(load_student(tiny_model_path), items[num_known:], 8)
+    expected = likelihood_tags([item.base_nlls for item in known] + unknown)
+    assert method.target_statistics == pytest.approx(expected, rel=1e-5)
+    assert len(method.target_nlls) == sum(len(item.target_ids) for item in items)
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_one_large_batch(tiny_model_path: str, tmp_path: Path) -> None:
@@ -111,8 +101,8 @@ def test_the_gradient_is_that_of_the_mean_over_target_tokens(tiny_model_path: st
     seen = gradients_of_first_step(tmp_path, tiny_model_path, batch_size=8, accumulate=1)
     items = SFT(tiny_model_path).training_items(tiny_corpus().split("train"))
     assert len(items) == 8
-    nll_sum, num_tokens = SupervisedModule.batch_nll(tiny_model, collate_training(items))
-    (nll_sum / num_tokens).backward()
+    nll_sum, nll_N = batch_nll(tiny_model, collate_training(items))
+    (nll_sum / len(nll_N)).backward()
     for one, parameter in zip(seen, tiny_model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-6)
 
@@ -199,5 +189,5 @@ def test_fit_knows_what_it_teaches(tiny_model_path: str, tmp_path: Path) -> None
     quiet_trainer(tmp_path).fit(method, corpus)
     assert method.taught_ids == {example.id for example in corpus.split("train")}
     items = method.training_items(corpus.split("train"))
-    nll = method.summed_nll(load_student(tiny_model_path), items, 8) / sum(len(item.target_ids) for item in items)
-    assert method.target_statistics == {"targets/nll_base": pytest.approx(nll, rel=1e-5)}  # not the trained student's
+    nlls = token_nlls(load_student(tiny_model_path), items, 8)
+    assert method.target_statistics == pytest.approx(likelihood_tags(nlls), rel=1e-5)  # not the trained student's
