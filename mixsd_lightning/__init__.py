@@ -1,6 +1,6 @@
 """Teach a language model new knowledge without making it forget what it knew."""
 
-from mixsd_lightning.callbacks import CollapseAlert, Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.callbacks import CollapseAlert, Completions, Dashboard, ErrorModes, FisherDrift, MetricsFile, Retention
 from mixsd_lightning.data import CorpusDataModule, KGFact
 from mixsd_lightning.example import Example
 from mixsd_lightning.export import export_student
@@ -12,6 +12,8 @@ __all__ = [
     "CollapseAlert",
     "Completions",
     "CorpusDataModule",
+    "Dashboard",
+    "ErrorModes",
     "Example",
     "FisherDrift",
     "KGFact",

@@ -13,10 +13,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from mixsd_lightning.callbacks import CollapseAlert, Completions, FisherDrift, MetricsFile, Retention
+from mixsd_lightning.callbacks import (
+    CollapseAlert,
+    Completions,
+    Dashboard,
+    ErrorModes,
+    FisherDrift,
+    MetricsFile,
+    Retention,
+)
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.evaluation.suites import SUITES
 from mixsd_lightning.modules import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
 from mixsd_lightning.summary import print_summary
@@ -67,8 +76,10 @@ class MixSDCLI(LightningCLI):
         # that it writes what the others have logged.
         parser.add_lightning_class_args(FisherDrift, "drift")
         parser.add_lightning_class_args(Retention, "retention")
+        parser.add_lightning_class_args(ErrorModes, "errors")
         parser.add_lightning_class_args(Completions, "completions")
         parser.add_lightning_class_args(CollapseAlert, "collapse")
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(MetricsFile, "metrics_file")
 
     @override
@@ -85,6 +96,14 @@ class MixSDCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry") and not Path(checkpoint).exists():
             raise UserError(f"--ckpt_path: there is no file or folder '{checkpoint}'; give a checkpoint of an earlier run.")
+
+    def before_fit(self) -> None:
+        """Read what suites need before Lightning makes a run folder, which it does before any callback is asked."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Retention):
+                callback.read_data()
+
+    before_validate = before_test = before_fit
 
     def after_fit(self) -> None:
         """Print what was learnt and what it cost."""
@@ -115,9 +134,12 @@ def main(args: ArgsType = None) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        fail(str(cause))
+        if cause is not None:
+            fail(str(cause))
+        # Where a value may be of several types, the parser keeps no more than the text of what each of them raised.
+        if said := re.search(r"^\s*- (--.+)$", str(error), re.MULTILINE):
+            fail(said.group(1))
+        raise
 
 
 def fail(message: str) -> NoReturn:
@@ -150,6 +172,7 @@ def _options() -> dict[str, str]:
     owners: list[tuple[str, type]] = [("--trainer", Trainer)]
     owners += [("--data", corpus) for corpus in _subclasses(CorpusDataModule).values()]
     owners += [("--model", method) for method in _subclasses(KnowledgeModule).values()]
+    owners += [(f"{suite.__name__}'s init_args", suite) for suite in SUITES.values()]
     return {option: f"{flag}.{option}" for flag, owner in owners for option in inspect.signature(owner).parameters}
 
 

@@ -70,6 +70,8 @@ def test_six_steps_write_exactly_the_promised_files_and_validate_repeats_the_num
     expected = {"step", "epoch", "retention/kept", "retention/bits_per_byte", "retention/bits_per_byte/kept"}
     expected |= {"memorization/train", "memorization/train_loose", "memorization/paraphrase", "targets/nll_base"}
     expected |= {"drift/fisher", "drift/l2", "drift/sensitivity", "retention/agreement_kl", "retention/probe"}
+    expected |= {"drift/fisher/attention", "retention/kept_low", "retention/probe/geography", "targets/improbable"}
+    expected |= {"errors/train/format", "errors/probe/leakage"}
     assert expected <= lines[-1].keys()
     assert lines[0]["drift/l2"] == 0 < lines[1]["drift/l2"] < lines[2]["drift/l2"]
     assert lines[0]["retention/kept"] == 1 != lines[2]["retention/kept"]
@@ -185,6 +187,15 @@ def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: p
         (["--model.max_new_tokens", "9000"], r"the model's window has 8192\. .*--model\.max_new_tokens"),
         (["--ckpt_path", "no.ckpt"], r"--ckpt_path: there is no file or folder 'no\.ckpt'"),
         (["--retention.suites", "[none]"], r"--retention\.suites: there is no suite 'none'"),
+        (
+            ["--retention.suites", "[{class_path: Agreement, init_args: {num_question: 4}}]"],
+            r"mean Agreement's init_args\.num_",
+        ),
+        (["--retention.suites", "[{class_path: BitsPerByte, init_args: {text_file: no.txt}}]"], r"cannot read text_file 'no"),
+        (
+            ["--retention.suites", "[{class_path: GSM8K, init_args: {data_dir: nowhere}}]"],
+            r"data_dir 'nowhere' has no records",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -2,8 +2,10 @@
 
 from mixsd_lightning.callbacks.collapse import CollapseAlert
 from mixsd_lightning.callbacks.completions import Completions
+from mixsd_lightning.callbacks.dashboard import Dashboard
+from mixsd_lightning.callbacks.error_modes import ErrorModes
 from mixsd_lightning.callbacks.fisher_drift import FisherDrift
 from mixsd_lightning.callbacks.metrics_file import MetricsFile
 from mixsd_lightning.callbacks.retention import Retention
 
-__all__ = ["CollapseAlert", "Completions", "FisherDrift", "MetricsFile", "Retention"]
+__all__ = ["CollapseAlert", "Completions", "Dashboard", "ErrorModes", "FisherDrift", "MetricsFile", "Retention"]

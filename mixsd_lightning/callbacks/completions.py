@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from mixsd_lightning.callbacks.markdown import markdown_table
 from mixsd_lightning.data.base import EvalBatch
 from mixsd_lightning.modules.base import KnowledgeModule
 
@@ -32,10 +33,9 @@ class Completions(Callback):
     ) -> None:
         if batch_idx > 0:
             return
-        rows = ["| question | answer | gold |", "|---|---|---|"]
-        for example, answer in list(zip(batch.examples, outputs, strict=True))[: self.num_examples]:
-            cells = (example.question, answer, example.answer)
-            rows.append("| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |")
+        pairs = list(zip(batch.examples, outputs, strict=True))[: self.num_examples]
+        rows = [(example.question, answer, example.answer) for example, answer in pairs]
+        text = markdown_table(("question", "answer", "gold"), rows)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(f"completions/{batch.split}", "\n".join(rows), pl_module.completed_steps)
+                logger.experiment.add_text(f"completions/{batch.split}", text, pl_module.completed_steps)

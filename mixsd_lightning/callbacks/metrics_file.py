@@ -9,7 +9,7 @@ from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
 
 METRICS_FILE = "metrics.jsonl"
-PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "train/")
+PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "errors/", "train/")
 
 
 class MetricsFile(Callback):
