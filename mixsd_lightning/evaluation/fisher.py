@@ -17,6 +17,7 @@ from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.decoding.sampling import supports, uniform_numbers
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_ids
 from mixsd_lightning.evaluation.suites.probe import MAX_ANSWER_TOKENS, everyday_questions
+from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import base_parameters, evaluating, stop_token_ids
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.ranks import local
@@ -47,7 +48,7 @@ def fisher_sequences(
         count: Sequences, at most :func:`num_available`.
     """
     if source == "answers":
-        questions = everyday_questions()[:: len(everyday_questions()) // count][:count]
+        questions = evenly_spaced(everyday_questions(), count)
         prompts = [encoder.prompt([Message("user", question.question)]) for question in questions]
         if labels == "data":
             turns = [encoder.target(question.answers[0]) for question in questions]

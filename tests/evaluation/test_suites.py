@@ -160,6 +160,15 @@ def test_held_out_text_is_24_different_paragraphs() -> None:
     assert min(map(len, paragraphs)) > 100
 
 
+def test_agreement_asks_questions_of_all_groups_alike() -> None:
+    groups = Counter(
+        next(q.group for q in everyday_questions() if q.question == text) for text in Agreement().settings["questions"]
+    )
+    assert sum(groups.values()) == 64
+    assert len(groups) == 10
+    assert set(groups.values()) == {6, 7}
+
+
 def test_base_agrees_with_itself(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
     suite = Agreement(len(FEW))
     suite.prepare(tiny_model, encoder)

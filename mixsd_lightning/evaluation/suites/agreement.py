@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.probe import answer_questions, everyday_questions
+from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import inference
 
 
@@ -29,7 +31,8 @@ class Agreement(Suite):
             every_n_validations: Measure at every n-th validation and at the last; 0 is at the last alone.
         """
         super().__init__(every_n_validations)
-        self._questions = everyday_questions()[:: max(1, len(everyday_questions()) // num_questions)][:num_questions]
+        require("retention.suites: agreement.num_questions", num_questions, num_questions >= 1, "at least 1")
+        self._questions = evenly_spaced(everyday_questions(), num_questions)
         self._sequences: list[tuple[list[int], list[int]]] = []
         self._base_log_probs: list[Tensor] = []
         self._base_top1: list[Tensor] = []
