@@ -12,10 +12,11 @@ from typing_extensions import override
 from mixsd_lightning.callbacks.figures import pareto_figure
 from mixsd_lightning.modules.base import KnowledgeModule
 
+# All of one kind: charts with a margin would stand behind the others, away from what they belong to.
 _LAYOUT = {
     "Learning and forgetting": {
         "answers right": ["Multiline", [r"^memorization/(?!.*(_loose|_count)$).*"]],
-        "kept of the base model's skills": ["Margin", ["retention/kept", "retention/kept_low", "retention/kept_high"]],
+        "kept of the base model's skills": ["Multiline", [r"^retention/kept(_low|_high)?$"]],
         "kept, by suite": ["Multiline", [r"^retention/[^/]+/kept$"]],
         "distance from the base model (KL, nats a token)": ["Multiline", [r"^retention/agreement_(kl|reverse_kl|jsd)$"]],
         "Fisher-weighted drift": ["Multiline", [r"^drift/fisher$"]],
