@@ -62,7 +62,9 @@ class Dashboard(Callback):
         corpus = trainer.datamodule  # type: ignore[attr-defined]
         settings |= {f"data/{name}": value for name, value in corpus.hparams.items()}
         plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in settings.items()
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in settings.items()
+            if not name.rpartition("/")[2].startswith("_")  # what the command line notes for itself
         }
         final = {
             tag: value for tag, value in self._metrics.items() if tag.startswith(("memorization/", "retention/", "drift/"))

@@ -34,7 +34,7 @@ def pareto_figure(points: Sequence[tuple[int, float, float]]) -> Figure:
     Args:
         points: (step, memorization, kept share), rates in [0, 1].
     """
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.2, 3.8), layout="constrained")  # what TensorBoard shows without scrolling
     axes = figure.subplots()
     _, learnt, kept = zip(*points, strict=True)
     axes.plot(learnt, kept, "o-", color="#2a6f97")

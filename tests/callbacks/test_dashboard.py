@@ -29,7 +29,9 @@ def fit(model: str, folder: Path, **options: Any) -> tuple[Trainer, EventAccumul
         **options,
     )
     corpus = KGFact(num_domains=2, num_entities=8, batch_size=4, eval_splits=["train"])
-    trainer.fit(SFT(model, max_new_tokens=2, learning_rate=0.01), corpus)
+    method = SFT(model, max_new_tokens=2, learning_rate=0.01)
+    method.hparams["_class_path"] = "as the command line adds it"
+    trainer.fit(method, corpus)
     logger.experiment.flush()
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "histograms": 0})
     events.Reload()
@@ -89,6 +91,7 @@ def test_settings_are_written_once_with_the_last_metrics(run: Any) -> None:
     assert values["method"].string_value == "SFT"
     assert values["learning_rate"].number_value == 0.01
     assert values["data/batch_size"].number_value == 4
+    assert "_class_path" not in values
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     names = {info.name.tag for info in experiment.metric_infos}
     assert {"memorization/train", "retention/kept"} <= names
