@@ -124,15 +124,14 @@ class FisherDrift(Callback):
                 "part": rank_and_count() if is_sharded(base) else None,
             }
             kept = cached_tensors("fisher", depends_on, lambda: _fisher_of_all_ranks(base, self._sequences))
-            self._fisher = {name: tensor.to(device) for name, tensor in kept.items()}
+            # Copied, because a file in memory is read more slowly.
+            self._fisher = {name: tensor.to(device, copy=True) for name, tensor in kept.items()}
 
     @torch.no_grad()
     def moves(self, model: PreTrainedModel) -> dict[str, Moved]:
         """What each parameter of a model adds to drift now."""
-        moves = {
-            name: moved(local(parameter), self._origin[name], self._fisher[name])
-            for name, parameter in effective_parameters(model)
-        }
+        parameters = ((name, local(parameter)) for name, parameter in effective_parameters(model))
+        moves = moved(parameters, self._origin, self._fisher)
         if is_sharded(model):
             sums = sum_over_ranks(torch.tensor(list(moves.values()), dtype=torch.float64))
             moves = {name: Moved(*row) for name, row in zip(moves, sums.tolist(), strict=True)}

@@ -1,14 +1,16 @@
 """How far parameters have moved, read in one pass over them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Numbers of a block on a CPU: what is made of it stays in a core's cache, and the calls cost little beside the work.
-_CPU_BLOCK = 2**16
+# Numbers of a block on a CPU: what is made of it stays in the shared cache, and the calls cost little beside the work.
+_CPU_BLOCK = 2**20
+# Subtracts and squares in one pass, into memory that is there.
+_squared_difference = torch.ops.aten.mse_loss.out
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _KINDS = (
     ("norm", re.compile(r"norm|\.ln_|layernorm")),
@@ -46,17 +48,32 @@ def place_of(name: str) -> Place:
     return Place(int(layer.group(1)) if layer else None, kind)
 
 
-def moved(parameter: Tensor, origin: Tensor, fisher: Tensor) -> Moved:
-    """Sums over one parameter; every number of the three tensors is read from memory once."""
-    squared = weighted = 0.0
-    size = min(_CPU_BLOCK, fisher.numel()) if fisher.device.type == "cpu" else fisher.numel()
-    deltas, products = fisher.new_empty(2, size)
-    for now, before, weight in zip(*(_blocks(tensor, size) for tensor in (parameter, origin, fisher)), strict=True):
-        delta = torch.sub(now.to(fisher.device, torch.float32), before, out=deltas[: len(now)])
-        product = torch.mul(delta, weight, out=products[: len(now)])
-        squared += float(delta.dot(delta))
-        weighted += float(delta.dot(product))
-    return Moved(squared, weighted)
+def moved(
+    parameters: Iterable[tuple[str, Tensor]], origin: Mapping[str, Tensor], fisher: Mapping[str, Tensor]
+) -> dict[str, Moved]:
+    """What each parameter adds to drift; every number is read from memory once.
+
+    Args:
+        parameters: Names and values now.
+        origin: Values before.
+        fisher: Diagonal Fisher information, on the device where the sums are to be made.
+    """
+    sizes = [tensor.numel() if tensor.device.type != "cpu" else min(_CPU_BLOCK, tensor.numel()) for tensor in fisher.values()]
+    # Memory of its own for every block would cost as much as the sums.
+    buffer = next(iter(fisher.values())).new_empty(max(1, *sizes))
+    sums = {name: _sums(parameter, origin[name], fisher[name], buffer) for name, parameter in parameters}
+    return {name: Moved(*row) for name, row in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)}
+
+
+def _sums(parameter: Tensor, origin: Tensor, fisher: Tensor, buffer: Tensor) -> Tensor:
+    parameter = parameter.detach().to(fisher.device, torch.float32)
+    now, before, weight = (tensor.reshape(-1) for tensor in (parameter, origin, fisher))
+    sums = []
+    for start in range(0, len(weight), len(buffer)):
+        rows = slice(start, start + len(buffer))
+        square = _squared_difference(now[rows], before[rows], 0, out=buffer[: len(weight) - start])
+        sums += [square.sum(), square.dot(weight[rows])]
+    return torch.stack(sums).view(-1, 2).sum(0) if sums else fisher.new_zeros(2)
 
 
 def by_place(moves: Mapping[str, Moved]) -> dict[Place, Moved]:
@@ -67,7 +84,3 @@ def by_place(moves: Mapping[str, Moved]) -> dict[Place, Moved]:
         before = sums.get(place, Moved(0.0, 0.0))
         sums[place] = Moved(before.squared + move.squared, before.fisher + move.fisher)
     return sums
-
-
-def _blocks(tensor: Tensor, size: int) -> Sequence[Tensor]:
-    return tensor.detach().reshape(-1).split(size)

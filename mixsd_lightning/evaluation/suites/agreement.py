@@ -4,6 +4,7 @@ Shapes: T answer tokens, V vocabulary.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,11 +12,15 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
+from mixsd_lightning.data.batches import TrainItem, collate_training
 from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.probe import answer_questions, everyday_questions
 from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import inference
+from mixsd_lightning.target_states import output_head, target_states
+
+_BATCH_SIZE = 16
 
 
 class Agreement(Suite):
@@ -33,7 +38,7 @@ class Agreement(Suite):
         super().__init__(every_n_validations)
         require("retention.suites: agreement.num_questions", num_questions, num_questions >= 1, "at least 1")
         self._questions = evenly_spaced(everyday_questions(), num_questions)
-        self._sequences: list[tuple[list[int], list[int]]] = []
+        self._sequences: list[TrainItem] = []
         self._base_log_probs: list[Tensor] = []
         self._base_top1: list[Tensor] = []
 
@@ -45,8 +50,11 @@ class Agreement(Suite):
     @override
     def prepare(self, base: PreTrainedModel, encoder: ChatEncoder) -> None:
         prompts, completions = answer_questions(base, encoder, self._questions)
-        self._sequences = [(p, c.token_ids) for p, c in zip(prompts, completions, strict=True)]
-        log_probs = self._answer_log_probs(base)
+        self._sequences = [
+            TrainItem(question.id, prompt, completion.token_ids)
+            for question, prompt, completion in zip(self._questions, prompts, completions, strict=True)
+        ]
+        log_probs = list(self._answer_log_probs(base))
         self._base_top1 = [log_probs_TV.argmax(-1) for log_probs_TV in log_probs]
         # float16 halves the memory; its rounding is far below the differences.
         self._base_log_probs = [log_probs_TV.half().cpu() for log_probs_TV in log_probs]
@@ -71,14 +79,14 @@ class Agreement(Suite):
             f"{self.name}_top1": Score(top1, weights, has_kept_share=False),
         }
 
-    def _answer_log_probs(self, model: PreTrainedModel) -> list[Tensor]:
-        log_probs = []
+    def _answer_log_probs(self, model: PreTrainedModel) -> Iterator[Tensor]:
+        """Log-probabilities ``[T, V]`` along every answer."""
         with inference(model):
-            for prompt, answer in self._sequences:
-                ids = torch.tensor([prompt + answer], device=model.device)
-                logits_TV = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
-                log_probs.append(logits_TV.float().log_softmax(-1))
-        return log_probs
+            for start in range(0, len(self._sequences), _BATCH_SIZE):
+                part = self._sequences[start : start + _BATCH_SIZE]
+                states_NH = target_states(model, collate_training(part).to(model.device))
+                for states_TH in states_NH.split([len(item.target_ids) for item in part]):
+                    yield output_head(model).logits(states_TH).float().log_softmax(-1)
 
 
 def _kl(p_TV: Tensor, q_TV: Tensor) -> float:

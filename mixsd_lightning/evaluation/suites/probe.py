@@ -16,7 +16,7 @@ from mixsd_lightning.evaluation.scoring import contains_answer
 from mixsd_lightning.evaluation.suites.base import Answer, Score, Suite, by_group
 from mixsd_lightning.models import stop_token_ids
 
-MAX_ANSWER_TOKENS = 24
+MAX_ANSWER_TOKENS = 20
 
 
 @dataclass(frozen=True)
