@@ -38,8 +38,9 @@ def pareto_figure(points: Sequence[tuple[int, float, float]]) -> Figure:
     axes = figure.subplots()
     _, learnt, kept = zip(*points, strict=True)
     axes.plot(learnt, kept, "o-", color="#2a6f97")
-    for step, x, y in points:
-        axes.annotate(str(step), (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    for index, (step, x, y) in enumerate(points):
+        offset = (5, -11 if index % 2 else 5)  # points of late validations lie close together
+        axes.annotate(str(step), (x, y), textcoords="offset points", xytext=offset, fontsize=8)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(min(0.5, *kept) - 0.03, max(1.0, *kept) + 0.05)
     axes.axhline(1, color="0.7", linewidth=0.8, zorder=0)
