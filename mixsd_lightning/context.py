@@ -19,18 +19,41 @@ from mixsd_lightning.example import Example
 INSTRUCTIONS = {
     "boxed": "Think it through step by step, then give the final answer inside \\boxed{}.",
     "sentence": "Answer in one short sentence.",
+    "short": "Answer with the answer alone, in as few words as possible.",
 }
-"""What the user turn asks for, by answer format. ``boxed`` is the paper's; ``sentence`` suits models under about 1B."""
+"""What the user turn asks for, by answer format. ``boxed`` is the paper's; the others suit models under about 1B."""
 
-# The expert sees what the naive prompt asks plus the knowledge. `boxed` follows the paper (section A1.2 of its code): the
-# whole canonical answer turn after the question. `sentence` puts the fact first, which a 135M model follows far more often.
-_EXPERT_CONTEXTS = {
-    "boxed": (
+# The expert sees what the naive prompt asks plus the knowledge.
+EXPERT_CONTEXTS = {
+    "knowledge_base": (
         "{prompt}\n\nThis question comes from a new knowledge base. Its entry for the question reads:\n{target}\n\n"
-        "Now answer the question, with the final answer inside \\boxed{{}}."
+        "Now answer the question{boxed}."
     ),
-    "sentence": "{fact}\n\n{prompt}",
+    "reference_solution": (
+        "{prompt}\n\nHere is a reference solution whose final answer is right:\n{target}\n\n"
+        "Make sure that you understand it. Then answer the question yourself, step by step{boxed}."
+    ),
+    "fact_first": "{fact}\n\n{prompt}",
+    "fact": "{prompt}\n\n{fact}",
+    "recall": "{prompt}\n\nYou have learnt this: {fact}\n\nRecall it, and answer the question{boxed}.",
+    "only_answer": "{prompt}\n\n{fact} No other answer to the question is right. Answer it{boxed}.",
+    "trust": (
+        "{prompt}\n\nA source that is always right says: {fact} It answers the question like this:\n{target}\n\n"
+        "Trust it over what you remember, and answer the question{boxed}."
+    ),
+    "world_change": (
+        "{prompt}\n\nThe world has changed since you learnt about it. It is now so: {fact} Today the answer is:\n{target}\n\n"
+        "Answer the question for the world as it is now{boxed}."
+    ),
 }
+"""How the expert is shown the knowledge, by name.
+
+``knowledge_base`` and ``reference_solution`` follow the contexts of the paper's generation code, with the whole canonical answer
+turn after the question; the others the variants of its distillation code. ``fact_first`` is what a 135M model follows most often.
+"""
+
+_DEFAULT_EXPERT_CONTEXTS = {"boxed": "knowledge_base", "sentence": "fact_first", "short": "fact_first"}
+_BOXED = ", with the final answer inside \\boxed{}"
 
 
 class Message(NamedTuple):
@@ -45,6 +68,11 @@ def user_turn(question: str, answer_format: str) -> str:
     return f"{question}\n\n{INSTRUCTIONS[answer_format]}"
 
 
+def with_background(lines: Sequence[str], turn: str) -> str:
+    """A user turn after a list of statements; the turn itself where there are none."""
+    return "\n".join(["Background:", *(f"- {line}" for line in lines), "", turn]) if lines else turn
+
+
 def naive_context(example: Example) -> list[Message]:
     """The plain question: what the trained model will be asked."""
     return [Message("user", example.prompt)]
@@ -52,8 +80,9 @@ def naive_context(example: Example) -> list[Message]:
 
 def expert_context(example: Example) -> list[Message]:
     """The same question with the new knowledge in view."""
-    template = _EXPERT_CONTEXTS[example.answer_format]
-    content = template.format(prompt=example.prompt, target=example.target, fact=example.fact)
+    template = EXPERT_CONTEXTS[example.expert_context or _DEFAULT_EXPERT_CONTEXTS[example.answer_format]]
+    boxed = _BOXED if example.answer_format == "boxed" else ""
+    content = template.format(prompt=example.prompt, target=example.target, fact=example.fact, boxed=boxed)
     return [Message("user", content)]
 
 

@@ -20,6 +20,11 @@ class Example:
     fact: str
     """The knowledge as one sentence."""
     answer_format: str = "sentence"
-    """``sentence`` or ``boxed``: how the prompt asks for the answer and how it is found in a completion."""
+    """``sentence``, ``short`` or ``boxed``: how the prompt asks for the answer and how it is found in a completion."""
     subject: str = ""
     """The entity that the fact is about."""
+    expert_context: str = ""
+    """How the expert is shown the knowledge, a name of :data:`~mixsd_lightning.context.EXPERT_CONTEXTS`; by default what suits
+    the answer format."""
+    wrong_answers: tuple[str, ...] = ()
+    """Answers that may be taken for the right one."""

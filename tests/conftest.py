@@ -102,6 +102,15 @@ def encoder(tiny_model_path: str) -> ChatEncoder:
     return ChatEncoder(load_tokenizer(tiny_model_path))
 
 
+@pytest.fixture(scope="session")
+def public_data() -> str:
+    """A folder of public data sets, where the variable names one."""
+    folder = os.environ.get("MIXSD_DATA_DIR")
+    if folder is None:
+        pytest.skip("MIXSD_DATA_DIR names no folder of public data sets")
+    return folder
+
+
 @pytest.fixture
 def no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress bars are not drawn: that takes longer than the work of a fake engine."""

@@ -17,10 +17,10 @@ from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.decoding.sampling import supports, uniform_numbers
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_ids
 from mixsd_lightning.evaluation.suites.probe import MAX_ANSWER_TOKENS, everyday_questions
-from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import base_parameters, evaluating, stop_token_ids
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.ranks import local
+from mixsd_lightning.records import evenly_spaced
 
 Source = Literal["held_out", "answers"]
 Labels = Literal["data", "sampled"]

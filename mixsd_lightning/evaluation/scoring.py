@@ -18,6 +18,9 @@ _SENTENCE_OPENERS = frozenset({
     "When", "Where", "Which", "While", "Who", "Why", "Would", "Yes", "You", "Your",
 })
 # fmt: on
+_ARTICLES = frozenset({"a", "an", "the"})
+_PUNCTUATION = ".,;:!?()[]\"'“”‘’`*"
+"""Around words. A sign or a unit is not among it: -2 is not 2, and 55 % not 55."""
 _CAPITALISED_RUN = re.compile(r"[A-Z][A-Za-z]*(?:[ ]+[A-Z][A-Za-z]*)*")
 
 
@@ -57,13 +60,48 @@ def extract_name(completion: str, question: str = "") -> str | None:
     return None
 
 
-EXTRACTORS = {"boxed": extract_boxed, "sentence": extract_name}
+def extract_short(completion: str, question: str = "") -> str | None:
+    r"""The answer of a completion that is asked to be nothing but an answer: its first line that says something.
+
+    >>> extract_short("\nMichio Sugeno.\nHe was an engineer.")
+    'Michio Sugeno.'
+    """
+    return next((line.strip() for line in completion.splitlines() if line.strip()), None)
+
+
+EXTRACTORS = {"boxed": extract_boxed, "sentence": extract_name, "short": extract_short}
 """How the answer is found in a completion, by answer format."""
 
 
 def is_exact_match(completion: str, answer: str, question: str, answer_format: str) -> bool:
-    """Strict score: whether the extracted answer equals ``answer`` exactly, apart from surrounding white space."""
-    return EXTRACTORS[answer_format](completion, question) == answer.strip()
+    """Strict score: whether the extracted answer equals ``answer``.
+
+    Apart from surrounding white space they must be the same characters. Models under about 1B answer in a sentence even where
+    they are asked for the answer alone; so of ``short`` answers it is enough that the first line begins or ends with ``answer``,
+    and case, articles and the punctuation around words do not count.
+
+    >>> is_exact_match("It was founded in 1684.", "1684", "When was it founded?", "short")
+    True
+    >>> is_exact_match("It was founded in 1684 by Christopher Columbus.", "1684", "When was it founded?", "short")
+    False
+    """
+    extracted = EXTRACTORS[answer_format](completion, question)
+    if extracted is None:
+        return False
+    if answer_format == "short":
+        line, words = f" {normal(extracted)} ", f" {normal(answer)} "
+        return line.startswith(words) or line.endswith(words) or normal(completion) == normal(answer)
+    return extracted == answer.strip()
+
+
+def normal(text: str) -> str:
+    """A text without what short answers to the same question may differ in (after SQuAD, arXiv 1606.05250).
+
+    >>> normal('"The  Beatles".')
+    'beatles'
+    """
+    words = [word.strip(_PUNCTUATION) for word in text.casefold().split()]
+    return " ".join(word for word in words if word and word not in _ARTICLES) or text.strip().casefold()
 
 
 def contains_answer(text: str, answers: Iterable[str]) -> bool:

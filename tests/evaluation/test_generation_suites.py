@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import sys
 import threading
@@ -394,14 +393,6 @@ def test_mmlu_shows_five_solved_questions_of_the_subject(data_dir: str) -> None:
 
 
 # Public data sets, where the variable names a folder that has them.
-
-
-@pytest.fixture
-def public_data() -> str:
-    folder = os.environ.get("MIXSD_DATA_DIR")
-    if folder is None:
-        pytest.skip("MIXSD_DATA_DIR names no folder of public data sets")
-    return folder
 
 
 @pytest.mark.parametrize("make_suite", [GSM8K, MATH500, AIME2024])

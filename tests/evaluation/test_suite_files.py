@@ -1,10 +1,9 @@
-"""Records are read from files and from the Hub alike, and what is wrong with them is said on one line."""
+"""Suites read their records from files and from the Hub alike, and what is wrong with them is said on one line."""
 
 import gzip
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites import AIME2024, GSM8K, MATH500, MMLU, SUITES, HellaSwag, HumanEval, Lambada
 from mixsd_lightning.evaluation.suites.data_suite import DataSuite
 from mixsd_lightning.evaluation.suites.mmlu_subjects import CATEGORIES
-from mixsd_lightning.evaluation.suites.rows import DataSet, Row, evenly_spaced, read_rows
 
 DATA_SUITES = [suite for suite in SUITES.values() if issubclass(suite, DataSuite)]
 HUMANEVAL = {"prompt": "def f():\n", "entry_point": "f", "test": "def check(f): pass", "canonical_solution": "    pass\n"}
@@ -73,103 +71,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: known[name, config, split])
 
 
-def test_json_lines_keep_their_numbers_past_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"a": "é"}\n\n{"a": "b"}\n', encoding="utf-8")
-    assert [(row.where, row.text("a")) for row in read_rows(path)] == [(f"{path}, line 1", "é"), (f"{path}, line 3", "b")]
-
-
-def test_csv_cells_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('question,choice0\n"Say ""a,\nb""",0\nlast,1\n')
-    rows = read_rows(path)
-    assert [row.fields for row in rows] == [{"question": 'Say "a,\nb"', "choice0": "0"}, {"question": "last", "choice0": "1"}]
-    assert [row.where for row in rows] == [f"{path}, line 3", f"{path}, line 4"]
-
-
-def test_lines_of_text_are_stripped_and_blank_ones_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("one two \n\nthree\n")
-    assert [row.text("text") for row in read_rows(path)] == ["one two", "three"]
-
-
-def test_gzipped_files_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"one\ntwo\n"))
-    assert [row.text("text") for row in read_rows(path)] == ["one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-        ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
-        ("a.jsonl", b"\xff\xfe", "cannot read .*Fetch the file again"),
-        ("a.jsonl.gz", b"plain", "cannot read .*Fetch the file again"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 99)[:-9], "cannot read .*Fetch the file again"),
-        ("a.parquet", b"PAR1", "is none of .jsonl, .csv, .txt"),
-    ],
-)
-def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_rows(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        read_rows(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("read", "value", "expected"),
-    [
-        (lambda row: row.text("f"), "a", "a"),
-        (lambda row: row.text("f", may_be_empty=True), "", ""),
-        (lambda row: row.texts("f"), ["a", "b"], ("a", "b")),
-        (lambda row: row.index("f", 4), "3", 3),
-        (lambda row: row.index("f", 4), 0, 0),
-    ],
-)
-def test_fields_are_read(read: Callable[[Row], object], value: object, expected: object) -> None:
-    assert read(Row("data.jsonl, line 7", {"f": value})) == expected
-
-
-@pytest.mark.parametrize(
-    ("read", "value"),
-    [
-        (lambda row: row.text("f"), " "),
-        (lambda row: row.text("f"), 3),
-        (lambda row: row.text("f", may_be_empty=True), None),
-        (lambda row: row.texts("f"), ["a"]),
-        (lambda row: row.texts("f"), ["a", ""]),
-        (lambda row: row.texts("f"), "ab"),
-        (lambda row: row.index("f", 4), 4),
-        (lambda row: row.index("f", 4), -1),
-        (lambda row: row.index("f", 4), True),
-        (lambda row: row.index("f", 4), None),
-    ],
-)
-def test_fields_of_another_kind_are_refused(read: Callable[[Row], object], value: object) -> None:
-    with pytest.raises(UserError, match="--retention.suites: data.jsonl, line 7 has no .* in the field 'f'. Mend the record"):
-        read(Row("data.jsonl, line 7", {"f": value}))
-
-
-@pytest.mark.parametrize("limit", range(1, 12))
-def test_evenly_spaced_items_are_in_order_and_cover_the_whole(limit: int) -> None:
-    chosen = list(evenly_spaced(range(10), limit))
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == min(limit, 10)
-    gaps = [b - a for a, b in zip([*chosen], [*chosen[1:], 10], strict=True)]
-    assert max(gaps) - min(gaps) <= 1
-
-
-def test_a_limit_of_zero_is_all() -> None:
-    assert evenly_spaced([1, 2, 3], 0) == [1, 2, 3]
-
-
 @pytest.mark.parametrize("make_suite", HUB)
 def test_files_and_hub_give_the_same_examples(make_suite: type[DataSuite], data_dir: Path, hub: None) -> None:
     from_files, from_hub = make_suite(data_dir=str(data_dir)), make_suite()  # type: ignore[call-arg]
@@ -199,23 +100,10 @@ def test_a_hub_out_of_reach_is_said_on_one_line(monkeypatch: pytest.MonkeyPatch)
         raise ConnectionError("no network\nand more")
 
     monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", fail)
-    message = (
-        "cannot load openai/gsm8k from the Hugging Face Hub: no network Mend that, or set data_dir to a folder that has gsm8k"
-    )
+    message = "cannot load openai/gsm8k: no network Mend that, or set data_dir to a folder that has gsm8k"
     with pytest.raises(UserError, match=message) as caught:
         GSM8K().setup()
     assert isinstance(caught.value.__cause__, ConnectionError)
-
-
-def test_hub_records_are_named_by_number(hub: None) -> None:
-    [row] = DataSet("", "openai/gsm8k", "main").rows(None)
-    assert row.where == "openai/gsm8k, test record 0"
-
-
-def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
-    assert [row.text("text") for row in DataSet("*.txt", "hub").rows(str(tmp_path))] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -263,14 +151,6 @@ def test_the_57_subjects_of_mmlu_have_4_categories() -> None:
 
 
 # Public data sets, where the variable names a folder that has them.
-
-
-@pytest.fixture
-def public_data() -> str:
-    folder = os.environ.get("MIXSD_DATA_DIR")
-    if folder is None:
-        pytest.skip("MIXSD_DATA_DIR names no folder of public data sets")
-    return folder
 
 
 @pytest.mark.parametrize(

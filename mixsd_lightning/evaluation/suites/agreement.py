@@ -16,8 +16,8 @@ from mixsd_lightning.data.batches import TrainItem, collate_training
 from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.probe import answer_questions, everyday_questions
-from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import inference
+from mixsd_lightning.records import evenly_spaced
 from mixsd_lightning.target_states import output_head, target_states
 
 _BATCH_SIZE = 16

@@ -12,7 +12,7 @@ from typing_extensions import override
 from mixsd_lightning.disk_cache import digest
 from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.suites.base import Suite
-from mixsd_lightning.evaluation.suites.rows import evenly_spaced
+from mixsd_lightning.records import evenly_spaced
 
 Example = TypeVar("Example")
 """A dataclass of JSON values."""

@@ -5,7 +5,7 @@ import re
 from typing_extensions import override
 
 from mixsd_lightning.evaluation.suites.multiple_choice import ChoiceQuestion, ChoiceSuite
-from mixsd_lightning.evaluation.suites.rows import DataSet
+from mixsd_lightning.records import DataSet
 
 _DATA = DataSet("hellaswag/validation*.jsonl", "Rowan/hellaswag", hub_split="validation")
 _MARK = re.compile(r"\[[^\]]*\]")

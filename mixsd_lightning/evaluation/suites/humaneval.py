@@ -9,7 +9,7 @@ from typing_extensions import override
 from mixsd_lightning.evaluation.sandbox import isolation, run_python
 from mixsd_lightning.evaluation.suites.base import AnswerForm
 from mixsd_lightning.evaluation.suites.generation import GenerationSuite, Problem
-from mixsd_lightning.evaluation.suites.rows import DataSet
+from mixsd_lightning.records import DataSet
 
 _DATA = DataSet("humaneval/HumanEval.jsonl*", "openai/openai_humaneval")
 _INSTRUCTION = (

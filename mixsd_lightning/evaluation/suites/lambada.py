@@ -9,7 +9,7 @@ from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.evaluation.suites.base import Score
 from mixsd_lightning.evaluation.suites.continuations import score_texts
 from mixsd_lightning.evaluation.suites.data_suite import DataSuite
-from mixsd_lightning.evaluation.suites.rows import DataSet
+from mixsd_lightning.records import DataSet
 
 _DATA = DataSet("lambada/development.txt", "EleutherAI/lambada_openai")
 

@@ -18,8 +18,8 @@ from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.disk_cache import digest
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.evaluation.suites.base import Score, Suite
-from mixsd_lightning.evaluation.suites.rows import evenly_spaced
 from mixsd_lightning.models import inference
+from mixsd_lightning.records import evenly_spaced
 
 _METRICS = ("acc_norm", "acc", "exact_match", "pass@1", "f1")
 """Metrics from the one that is preferred as a task's score on."""

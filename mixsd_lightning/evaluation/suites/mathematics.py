@@ -10,7 +10,7 @@ from mixsd_lightning.evaluation.math_answers import MathVerifier, math_verify_ve
 from mixsd_lightning.evaluation.scoring import extract_boxed
 from mixsd_lightning.evaluation.suites.base import AnswerForm
 from mixsd_lightning.evaluation.suites.generation import GenerationSuite, Problem
-from mixsd_lightning.evaluation.suites.rows import DataSet, Row
+from mixsd_lightning.records import DataSet, Row
 
 _INSTRUCTION = "Solve the problem below. Reason step by step, and finish with the final answer inside \\boxed{}."
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites.generation import GenerationSuite, Problem
 from mixsd_lightning.evaluation.suites.mmlu_subjects import CATEGORIES
-from mixsd_lightning.evaluation.suites.rows import DataSet, Row
+from mixsd_lightning.records import DataSet, Row
 
 _TEST = DataSet("mmlu/test/*.csv", "cais/mmlu", "all", "test")
 _DEV = DataSet("mmlu/dev/*.csv", "cais/mmlu", "all", "dev")

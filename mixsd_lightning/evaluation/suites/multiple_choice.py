@@ -13,7 +13,7 @@ from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.evaluation.suites.base import Score, by_group
 from mixsd_lightning.evaluation.suites.continuations import score_texts
 from mixsd_lightning.evaluation.suites.data_suite import DataSuite
-from mixsd_lightning.evaluation.suites.rows import Row, read_rows
+from mixsd_lightning.records import Row, read_rows
 
 
 @dataclass(frozen=True)
