@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from corpus_files import SMALL, write_corpus_files
 from lightning.pytorch.cli import LightningCLI
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixsd_lightning.cli import MixSDCLI, default_precision, main
+from mixsd_lightning.records import DataSet
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,14 +163,55 @@ def test_the_configs_of_a_corpus_differ_in_the_method_alone() -> None:
             assert options.items() <= rest(path)[0].items()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def config_name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "configs").with_suffix(""))
+
+
+@pytest.fixture
+def parsed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing runs, and data that would be fetched are small files of ours."""
     monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.chdir(write_corpus_files(tmp_path))
+    monkeypatch.setattr(DataSet, "_hub_rows", lambda self: self.rows(str(tmp_path)))
+
+
+@pytest.mark.usefixtures("parsed_only")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=config_name)
+def test_every_shipped_config_parses_and_instantiates(path: Path) -> None:
     is_whole = "data" in yaml.safe_load(path.read_text())
     base = [] if is_whole else ["--config", str(ROOT / "configs" / "quickstart.yaml")]
     cli = MixSDCLI(["fit", *base, "--config", str(path)])
-    assert cli.datamodule.split("train")
+    for split in (cli.datamodule.train_split, *cli.datamodule.eval_splits):
+        assert cli.datamodule.split(split)
+
+
+@pytest.mark.usefixtures("parsed_only")
+@pytest.mark.parametrize("method", ["SFT", "OPSD"])
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/mixsd.yaml")), ids=config_name)
+def test_a_config_serves_every_method(path: Path, method: str) -> None:
+    options = yaml.safe_load(path.read_text())["model"]["init_args"]
+    cli = MixSDCLI(["fit", "--config", str(path), "--model", method, "--trainer.logger.init_args.name", "another"])
+    assert type(cli.model).__name__ == method
+    assert cli.trainer.logger.name == "another"
+    shared = ("model_name_or_path", "learning_rate", "weight_decay", "warmup_steps", "max_new_tokens")
+    assert {name: getattr(cli.model, name) for name in shared} == {name: options[name] for name in shared}
+
+
+def test_every_corpus_has_a_config() -> None:
+    configs = {path.parent.name: yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*/mixsd.yaml")}
+    corpora = {folder: config["data"]["class_path"] for folder, config in configs.items()}
+    assert corpora == {name.lower(): name for name in SMALL}
+    names = {folder: config["trainer"]["logger"]["init_args"]["name"] for folder, config in configs.items()}
+    assert names == {folder: f"{folder}-mixsd" for folder in configs}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=config_name)
+def test_every_option_of_model_and_data_is_explained(path: Path) -> None:
+    config, text = yaml.safe_load(path.read_text()), path.read_text()
+    for part in {"model", "data"} & config.keys():
+        for option in config[part]["init_args"]:
+            assert re.search(rf"^    {option}: .* # \S", text, re.MULTILINE), option
 
 
 @pytest.mark.parametrize(
@@ -176,13 +219,14 @@ def test_every_shipped_config_parses_and_instantiates(path: Path, monkeypatch: p
     [
         (["--model", "MixedSD"], r"--model: there is no method 'MixedSD'; choose from .*MixSD, OPSD, SFT"),
         (["--model", "SupervisedModule"], r"choose from .*MixSD, OPSD, SFT"),
-        (["--data", "KGFacts"], r"--data: there is no corpus 'KGFacts'; choose from KGFact"),
+        (["--data", "KGFacts"], r"--data: there is no corpus 'KGFacts'; choose from .*KGFact, KGFunc"),
         (["--model.mixing_rat", "0.3"], r"no option 'mixing_rat' here\. Did you mean --model\.mixing_rate\?"),
         (["--trainer.max_epoch", "3"], r"no option 'trainer\.max_epoch' here\. Did you mean --trainer\.max_epochs\?"),
         (["--model.mixing_rate", "1.5"], r"--model\.mixing_rate must be between 0 and 1, got 1\.5\."),
         (["--model.mixing_rate", "half"], r"--model\.mixing_rate: Expected .*float.* Got value: half\."),
         (["--model.model_name_or_path", "/no/such/folder"], r"--model\.model_name_or_path: cannot load '/no/such/folder'"),
         (["--data.num_domains", "1"], r"--data\.num_domains must be 2 to 14, got 1\."),
+        (["--data.expert_context", "fact_last"], r"there is no 'fact_last'; choose from knowledge_base, .*world_change\."),
         (["--data.eval_splits", "[unseen]"], r"--data\.eval_splits: KGFact has no split 'unseen'"),
         (["--model.max_new_tokens", "9000"], r"the model's window has 8192\. .*--model\.max_new_tokens"),
         (["--ckpt_path", "no.ckpt"], r"--ckpt_path: there is no file or folder 'no\.ckpt'"),

@@ -87,12 +87,6 @@ def test_template_that_rewrites_plain_text_is_used_as_it_is(tokenizer: PreTraine
     assert "SAY IT" in tokenizer.decode(ChatEncoder(tokenizer).prompt([Message("user", "say it")]))
 
 
-@pytest.mark.parametrize("answer_format", ["boxed", "sentence"])
-def test_braces_of_a_fact_survive_in_the_expert_context(answer_format: str) -> None:
-    fact = "The set {x} of {} holds {prompt} and {{y}}."
-    assert fact in expert_context(example(answer_format, fact))[0].content
-
-
 @pytest.mark.parametrize(
     ("answer_format", "content"),
     [

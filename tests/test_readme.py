@@ -22,12 +22,15 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+FACTS = re.search(r"cat > (facts\.csv) <<'END'\n(.*?)END\n", README, flags=re.DOTALL)
 
 
 def test_every_command_runs_in_the_order_shown(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
     Path("configs").symlink_to(ROOT / "configs")
+    assert FACTS
+    Path(FACTS[1]).write_text(FACTS[2], encoding="utf-8")
     # A model that needs no download and writes no right target; the first quickstart is the script's.
     small = ["--model.model_name_or_path", tiny_model_path, "--trainer.max_epochs", "1", "--model.max_new_tokens", "8"]
     mixing = ["--model.max_attempts", "1", "--model.on_reject", "gold"]

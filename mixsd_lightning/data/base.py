@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self, override
 
-from mixsd_lightning.context import ChatEncoder, naive_context
+from mixsd_lightning.context import EXPERT_CONTEXTS, ChatEncoder, naive_context
 from mixsd_lightning.data.batches import TrainingBatches
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
@@ -63,6 +63,8 @@ class CorpusDataModule(LightningDataModule, ABC):
 
     train_split = "train"
     available_splits: tuple[str, ...] = ("train",)
+    default_expert_context = ""
+    """How the expert is shown this corpus; by default what suits the answer format."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class CorpusDataModule(LightningDataModule, ABC):
         eval_splits: Sequence[str] = ("train",),
         max_eval_examples: int | None = None,
         seed: int = 42,
+        expert_context: str | None = None,
     ) -> None:
         """
         Args:
@@ -79,6 +82,7 @@ class CorpusDataModule(LightningDataModule, ABC):
             eval_splits: Splits that are answered at each validation; `train` asked again is the memorization test.
             max_eval_examples: Ask at most this many questions of each split (a fixed random choice); all by default.
             seed: Decides the corpus, the choice of evaluation questions and the order of training examples.
+            expert_context: How the expert is shown the knowledge; by default what suits the corpus and its answer format.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -92,6 +96,11 @@ class CorpusDataModule(LightningDataModule, ABC):
                     f"--data.eval_splits: {type(self).__name__} has no split '{split}'; choose from "
                     f"{', '.join(self.available_splits)}."
                 )
+        if expert_context is not None and expert_context not in EXPERT_CONTEXTS:
+            raise UserError(
+                f"--data.expert_context: there is no '{expert_context}'; choose from {', '.join(EXPERT_CONTEXTS)}."
+            )
+        self.expert_context = self.default_expert_context if expert_context is None else expert_context
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.eval_splits = tuple(eval_splits)
@@ -110,7 +119,10 @@ class CorpusDataModule(LightningDataModule, ABC):
             UserError: if the split is empty.
         """
         if name not in self._splits:
-            self._splits.update(self.build_splits([name]))
+            built = self.build_splits([name])
+            self._splits[name] = [
+                replace(example, expert_context=self.expert_context or example.expert_context) for example in built[name]
+            ]
         if not self._splits[name]:
             raise UserError(f"--data: the split '{name}' of {type(self).__name__} is empty; enlarge the corpus.")
         return self._splits[name]

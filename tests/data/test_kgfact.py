@@ -1,31 +1,26 @@
 """KGFact's promises: counts, uniqueness, wording, disjoint skills, and the same examples everywhere."""
 
-import hashlib
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from corpus_checks import wrong_targets
 
+from mixsd_lightning.context import INSTRUCTIONS, ChatEncoder
 from mixsd_lightning.data.kgfact import KGFact
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, relations, two_hop_paths
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.scoring import is_exact_match
 from mixsd_lightning.example import Example
 
 SHAPES = {"small": (5, 10, 42), "large": (7, 25, 42), "all domains": (14, 3, 0), "smallest": (2, 1, 1), "fullest": (3, 50, 2)}
 RELATIONS = [relation for group in relations().values() for relation in group]
-PRINT_DIGEST = """
-import hashlib
-from mixsd_lightning.data.kgfact import KGFact
-corpus = KGFact(num_paraphrases=4)
-examples = [corpus.split(name) for name in corpus.available_splits]
-print(hashlib.sha256(repr(examples).encode()).hexdigest())
-"""
+ALL_SPLITS = KGFact.available_splits
+PARTS = ("two_hop_train", "two_hop_val", "two_hop_test")
+NUM_LINES = {"retrieval": 50, "two_hop_retrieval": 100}
 
 
 @cache
@@ -42,6 +37,11 @@ def edges(request: pytest.FixtureRequest) -> list[Edge]:
 
 def context_lines(example: Example) -> list[str]:
     return [line.removeprefix("- ") for line in example.prompt.splitlines() if line.startswith("- ")]
+
+
+def gold_lines(example: Example) -> set[str]:
+    """The statements of the fact or facts that the answer needs."""
+    return {f"{statement}." for statement in example.fact.removesuffix(".").split(". ")}
 
 
 def is_well_formed(text: str) -> bool:
@@ -120,33 +120,36 @@ def test_chain_asks_for_its_end_and_names_only_its_start() -> None:
         assert second.answer not in chain.question
 
 
-@pytest.mark.parametrize("split", ["train", "paraphrase", "two_hop", "retrieval"])
+@pytest.mark.parametrize("split", ALL_SPLITS)
 def test_no_question_gives_its_answer_away(split: str) -> None:
     assert all(example.answer.casefold() not in example.question.casefold() for example in corpus().split(split))
 
 
-@pytest.mark.parametrize("options", [{}, {"preset": "KGFact-Large"}, {"num_domains": 2, "num_entities": 1}])
-def test_training_entities_never_occur_in_retrieval(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("split", NUM_LINES)
+@pytest.mark.parametrize("options", [{}, {"preset": "KGFact-Large"}, {"num_domains": 3, "num_entities": 1}])
+def test_training_entities_never_occur_in_retrieval(options: dict[str, Any], split: str) -> None:
     trained = {name for edge in corpus(**options).split("train") for name in (edge.subject, edge.answer)}
-    prompts = "\n".join(example.prompt for example in corpus(**options).split("retrieval"))
+    prompts = "\n".join(example.prompt for example in corpus(**options).split(split))
     assert [name for name in trained if name in prompts] == []
 
 
+@pytest.mark.parametrize("split", NUM_LINES)
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"preset": "KGFact-Large"},
-        {"num_domains": 2, "num_entities": 1},
-        {"num_domains": 3, "num_entities": 49},
-        {"answer_format": "boxed"},
-    ],
+    "options", [{}, {"preset": "KGFact-Large"}, {"num_domains": 3, "num_entities": 2}, {"answer_format": "boxed"}]
 )
-def test_retrieval_has_50_different_lines_with_the_gold_one(options: dict[str, Any]) -> None:
-    for example in corpus(**options).split("retrieval"):
+def test_retrieval_has_50_different_lines_for_each_fact_and_the_gold_ones(options: dict[str, Any], split: str) -> None:
+    for example in corpus(**options).split(split):
         lines = context_lines(example)
-        assert len(lines) == len(set(lines)) == 50
-        assert example.fact in lines
+        assert len(lines) == len(set(lines)) == NUM_LINES[split]
+        assert gold_lines(example) <= set(lines)
+
+
+@pytest.mark.parametrize(("split", "num_lines"), [("retrieval", 50), ("two_hop_retrieval", 91)])
+@pytest.mark.parametrize("options", [{"num_domains": 3, "num_entities": 1}, {"num_domains": 3, "num_entities": 49}])
+def test_one_entity_of_each_domain_gives_no_more_than_91_lines(options: dict[str, Any], split: str, num_lines: int) -> None:
+    for example in corpus(**options).split(split):
+        assert len(context_lines(example)) == num_lines
+        assert gold_lines(example) <= set(context_lines(example))
 
 
 def test_retrieval_question_has_one_answer_in_its_background() -> None:
@@ -157,26 +160,103 @@ def test_retrieval_question_has_one_answer_in_its_background() -> None:
         assert [edge for edge in lines if (edge.source, edge.relation) == (gold.source, gold.relation)] == [gold]
 
 
-def test_gold_line_is_not_always_in_the_same_place() -> None:
-    places = Counter(context_lines(example).index(example.fact) for example in corpus().split("retrieval"))
-    assert len(places) > 25
+@pytest.mark.parametrize("split", NUM_LINES)
+def test_gold_lines_are_not_always_in_the_same_place(split: str) -> None:
+    for number in range(2 if split == "two_hop_retrieval" else 1):
+        facts = [(example, sorted(gold_lines(example))[number]) for example in corpus().split(split)]
+        assert len({context_lines(example).index(fact) for example, fact in facts}) > 25
 
 
-def test_retrieval_asks_as_many_questions_as_there_are_facts() -> None:
+@pytest.mark.parametrize("split", NUM_LINES)
+def test_lines_about_the_same_entities_come_first_and_the_others_are_random(split: str) -> None:
+    others = build_edges(14, range(10, 20), 42 + 1000)
+    edges = {edge.statement: edge for edge in others}
+    unrelated: set[str] = set()
+    for example in corpus().split(split):
+        asked = {entity for line in gold_lines(example) for entity in (edges[line].source, edges[line].target)}
+        related = {edge.statement for edge in others if asked & {edge.source, edge.target}}
+        lines = set(context_lines(example))
+        assert related <= lines or lines <= related
+        unrelated |= lines - related
+    assert len(unrelated) > len(others) / 2
+
+
+def test_retrieval_chains_lead_from_one_statement_to_the_next() -> None:
+    edges = {edge.statement: edge for edge in build_edges(14, range(10, 20), 42 + 1000)}
+    for example in corpus().split("two_hop_retrieval"):
+        first, second = (edges[f"{fact}."] for fact in example.fact.removesuffix(".").split(". "))
+        assert first.target == second.source
+        assert (example.subject, example.answer) == (first.source.name, second.target.name)
+
+
+def test_retrieval_asks_as_many_questions_as_there_are_facts_and_chains() -> None:
     assert len(corpus().split("retrieval")) == len(corpus().split("train"))
+    assert len(corpus().split("two_hop_retrieval")) == len(corpus().split("two_hop"))
 
 
 @pytest.mark.parametrize("preset", ["KGFact-Small", "KGFact-Large"])
 def test_all_questions_of_a_corpus_differ(preset: str) -> None:
-    everything = corpus(preset=preset, num_paraphrases=4)
-    questions = [example.question for name in everything.available_splits for example in everything.split(name)]
-    assert len(set(questions)) == len(questions)
+    paraphrases = corpus(preset=preset, num_paraphrases=4).split("paraphrase")
+    names = ("train", "two_hop", "retrieval", "two_hop_retrieval")  # the others have parts of two_hop
+    examples = [*paraphrases, *(example for name in names for example in corpus(preset=preset).split(name))]
+    assert len({example.question for example in examples}) == len(examples)
 
 
 def test_ids_are_unique_in_a_corpus() -> None:
     everything = corpus(num_paraphrases=4)
-    ids = [example.id for name in everything.available_splits for example in everything.split(name)]
+    ids = [example.id for name in ALL_SPLITS for example in everything.split(name)]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("KGFact-Small", [80, 10, 10]), ("KGFact-Large", [700, 88, 87])])
+def test_parts_of_the_chains_are_disjoint_and_together_all(preset: str, sizes: list[int]) -> None:
+    parts = [[example.question for example in corpus(preset=preset).split(name)] for name in PARTS]
+    assert [len(part) for part in parts] == sizes
+    assert sorted(question for part in parts for question in part) == sorted(
+        example.question for example in corpus(preset=preset).split("two_hop")
+    )
+
+
+def test_parts_are_random() -> None:
+    first = [example.question for example in corpus().split("two_hop")[:80]]
+    assert len(set(first) - {example.question for example in corpus().split("two_hop_train")}) > 5
+
+
+def test_shots_are_five_solved_chains_of_the_training_part_before_the_question() -> None:
+    solved = {f"Question: {shot.question}\nAnswer: {shot.target}" for shot in corpus().split("two_hop_train")}
+    shown = []
+    for alone, example in zip(corpus().split("two_hop_test"), corpus().split("two_hop_5shot"), strict=True):
+        *shots, question, instruction = example.prompt.split("\n\n")
+        assert len(shots) == len(set(shots)) == 5
+        assert set(shots) <= solved
+        assert f"{question}\n\n{instruction}" == f"Question: {alone.prompt}"
+        assert (example.question, example.answer, example.target) == (alone.question, alone.answer, alone.target)
+        shown.append(tuple(shots))
+    assert len(set(shown)) == len(shown)
+
+
+def test_fewer_solved_chains_than_five_are_all_shown() -> None:
+    tiny = corpus(num_domains=3, num_entities=5)
+    assert [len(tiny.split(name)) for name in ("two_hop_train", "two_hop_test")] == [4, 1]
+    (example,) = tiny.split("two_hop_5shot")
+    assert example.prompt.count("Answer: ") == 4
+
+
+@pytest.mark.parametrize("train_split", ["train", "two_hop_train"])
+def test_the_train_split_is_taught(train_split: str, encoder: ChatEncoder) -> None:
+    taught: list[Example] = []
+
+    def training_items(examples: Sequence[Example]) -> list[SimpleNamespace]:
+        taught.extend(examples)
+        return [SimpleNamespace(num_tokens=1) for _ in examples]
+
+    chosen = KGFact(train_split=train_split)
+    method = SimpleNamespace(encoder=encoder, training_items=training_items, collate=list, updates_per_batch=1)
+    chosen.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=method, world_size=1, global_rank=0, accumulate_grad_batches=1
+    )
+    chosen.train_dataloader()
+    assert taught == corpus().split(train_split)
 
 
 def test_paraphrases_ask_for_the_same_fact_in_other_words() -> None:
@@ -208,20 +288,32 @@ def test_every_wording_of_a_relation_names_its_subject() -> None:
         assert all("Orb" in text for text in (*texts, *relation.paraphrases("Orb")))
 
 
-@pytest.mark.parametrize("split", ["train", "paraphrase", "two_hop", "retrieval"])
+@pytest.mark.parametrize("split", ALL_SPLITS)
 def test_all_texts_of_examples_are_well_formed(split: str) -> None:
     texts = [text for example in corpus().split(split) for text in (example.question, example.target, example.fact)]
     assert [text for text in texts if not is_well_formed(text)] == []
 
 
-@pytest.mark.parametrize("answer_format", ["sentence", "boxed"])
-@pytest.mark.parametrize("split", ["train", "paraphrase", "two_hop", "retrieval"])
-@pytest.mark.parametrize("preset", ["KGFact-Small", "KGFact-Large"])
+@pytest.mark.parametrize("answer_format", INSTRUCTIONS)
+@pytest.mark.parametrize(
+    ("preset", "split"),
+    [
+        *(("KGFact-Small", split) for split in ALL_SPLITS),
+        *(("KGFact-Large", split) for split in ALL_SPLITS if split not in NUM_LINES),
+    ],
+)
 def test_every_target_is_an_exact_match_for_its_answer(preset: str, split: str, answer_format: str) -> None:
     examples = corpus(preset=preset, num_paraphrases=4, answer_format=answer_format).split(split)
-    wrong = [e for e in examples if not is_exact_match(e.target, e.answer, e.question, e.answer_format)]
     assert {example.answer_format for example in examples} == {answer_format}
-    assert wrong == []
+    assert wrong_targets(examples) == []
+
+
+@pytest.mark.parametrize("split", ALL_SPLITS)
+def test_short_target_is_the_answer_alone(split: str) -> None:
+    for short, example in zip(corpus(answer_format="short").split(split), corpus().split(split), strict=True):
+        assert short.target == short.answer == example.answer
+        assert (short.id, short.question, short.fact) == (example.id, example.question, example.fact)
+        assert short.prompt.endswith(f"{short.question}\n\n{INSTRUCTIONS['short']}")
 
 
 def test_boxed_target_is_the_statement_and_the_box() -> None:
@@ -233,15 +325,6 @@ def test_boxed_chain_reasons_over_both_facts() -> None:
     example = corpus(answer_format="boxed").split("two_hop")[0]
     first, second = example.fact.removesuffix(".").split(". ")
     assert example.target == (f"1. {first}.\n2. {second}.\nSo the answer is {example.answer}.\n\n\\boxed{{{example.answer}}}")
-
-
-def test_examples_do_not_depend_on_the_hash_seed() -> None:
-    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # anything but this process's
-    environment = os.environ | {"PYTHONHASHSEED": seed}
-    other = subprocess.run([sys.executable, "-c", PRINT_DIGEST], env=environment, capture_output=True, check=True)
-    everything = corpus(num_paraphrases=4)
-    here = hashlib.sha256(repr([everything.split(name) for name in everything.available_splits]).encode())
-    assert other.stdout.decode().strip() == here.hexdigest()
 
 
 def test_a_split_does_not_depend_on_which_was_made_first() -> None:
@@ -261,7 +344,10 @@ def test_a_split_does_not_depend_on_which_was_made_first() -> None:
         ({"answer_format": "latex"}, r"--data\.answer_format: 'latex'"),
         ({"num_paraphrases": 0}, r"--data\.num_paraphrases must be 1 to 4, got 0"),
         ({"num_paraphrases": 5}, r"--data\.num_paraphrases must be 1 to 4, got 5"),
-        ({"eval_splits": ["retrieval"], "num_entities": 50}, r"--data\.eval_splits: 'retrieval' needs entities"),
+        ({"eval_splits": ["retrieval"], "num_entities": 50}, r"--data\.eval_splits: retrieval needs entities"),
+        ({"eval_splits": ["two_hop_retrieval"], "num_entities": 50}, r"--data\.eval_splits: retrieval needs entities"),
+        ({"train_split": "two_hop_test"}, r"--data\.train_split: 'two_hop_test' is none of train, two_hop_train"),
+        ({"expert_context": "whisper"}, r"--data\.expert_context: there is no 'whisper'"),
     ],
 )
 def test_bad_argument_is_refused_by_name(options: dict[str, Any], message: str) -> None:

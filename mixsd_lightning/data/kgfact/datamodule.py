@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from typing_extensions import override
 
-from mixsd_lightning.context import INSTRUCTIONS, user_turn
+from mixsd_lightning.context import INSTRUCTIONS
 from mixsd_lightning.data.base import CorpusDataModule
-from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, sentence, two_hop_paths
+from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, two_hop_paths
+from mixsd_lightning.data.kgfact.questions import Chain, ask, statements
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
 
@@ -15,17 +17,23 @@ PRESETS = {"KGFact-Small": (5, 10), "KGFact-Large": (7, 25)}
 """Preset -> (number of domains, entities per domain): 100 and 525 facts."""
 
 NUM_CONTEXT_LINES = 50
+"""Background lines of `retrieval`, for each fact that an answer needs."""
+NUM_SHOTS = 5
+_PARTS = {"two_hop_train": (0.0, 0.8), "two_hop_val": (0.8, 0.9), "two_hop_test": (0.9, 1.0)}
+"""Split -> its part of all chains in random order."""
 
 
 class KGFact(CorpusDataModule):
     """Facts about invented entities, written as a small knowledge graph (MixSD, arXiv 2605.16865).
 
     Splits: `train` (every fact once; asked again it is the memorization test), `paraphrase` (the same facts asked in other
-    words), `two_hop` (all chains of two facts), `retrieval` (facts about other entities, with the answer among 50 background
-    lines: a skill that training should keep).
+    words), `two_hop` (all chains of two facts), `two_hop_train`, `two_hop_val` and `two_hop_test` (80, 10 and 10 % of them),
+    `two_hop_5shot` (`two_hop_test` after five solved chains of `two_hop_train`), `retrieval` (facts about other entities, with
+    the answer among 50 background lines: a skill that training should keep), `two_hop_retrieval` (chains of such facts, among
+    100 lines).
     """
 
-    available_splits = ("train", "paraphrase", "two_hop", "retrieval")
+    available_splits = ("train", "paraphrase", "two_hop", *_PARTS, "two_hop_5shot", "retrieval", "two_hop_retrieval")
 
     def __init__(
         self,
@@ -34,6 +42,8 @@ class KGFact(CorpusDataModule):
         num_entities: int | None = None,
         answer_format: str = "sentence",
         num_paraphrases: int = 1,
+        train_split: str = "train",
+        expert_context: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 64,
         eval_splits: Sequence[str] = ("train", "paraphrase"),
@@ -48,113 +58,98 @@ class KGFact(CorpusDataModule):
             answer_format: `sentence` asks for one short sentence; `boxed` is the paper's (reason, then a boxed answer), which
                 models under about 1B hardly hold.
             num_paraphrases: Wordings of each fact in the `paraphrase` split, 1 to 4.
+            train_split: What is taught: `train`, the facts, or `two_hop_train`, chains of them.
+            expert_context: How the expert is shown the fact: by default `fact_first` for `sentence` and `knowledge_base`, the
+                paper's, for `boxed`.
             batch_size: Examples in a training batch, per device.
             eval_batch_size: Questions that are answered at once during validation.
             eval_splits: Splits that are answered at each validation.
             max_eval_examples: Ask at most this many questions of each split (a fixed random choice); all by default.
             seed: Decides the facts, the wording of paraphrases and the order of training examples.
         """
-        super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed)
+        super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed, expert_context)
         if preset not in PRESETS:
             raise UserError(f"--data.preset: there is no '{preset}'; choose from {', '.join(PRESETS)}.")
         self.num_domains = PRESETS[preset][0] if num_domains is None else num_domains
         self.num_entities = PRESETS[preset][1] if num_entities is None else num_entities
         self.answer_format = answer_format
+        self.train_split = train_split
         self.num_paraphrases = num_paraphrases
         most_domains, most_entities = len(entity_names()), min(map(len, entity_names().values()))
         require("data.num_domains", num_domains, 2 <= self.num_domains <= most_domains, f"2 to {most_domains}")
         require("data.num_entities", num_entities, 1 <= self.num_entities <= most_entities, f"1 to {most_entities}")
         if answer_format not in INSTRUCTIONS:
             raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(INSTRUCTIONS)}.")
+        if train_split not in ("train", "two_hop_train"):
+            raise UserError(f"--data.train_split: '{train_split}' is none of train, two_hop_train.")
         require("data.num_paraphrases", num_paraphrases, 1 <= num_paraphrases <= 4, "1 to 4")
-        if "retrieval" in self.eval_splits and self.num_entities == most_entities:
+        if {"retrieval", "two_hop_retrieval"} & set(self.eval_splits) and self.num_entities == most_entities:
             raise UserError(
-                f"--data.eval_splits: 'retrieval' needs entities outside the training facts; use fewer than {most_entities} "
-                "--data.num_entities, or leave the split out."
+                f"--data.eval_splits: retrieval needs entities outside the training facts; use fewer than {most_entities} "
+                "--data.num_entities, or leave it out."
             )
 
     @override
     def build_splits(self, names: Sequence[str]) -> dict[str, list[Example]]:
-        makers: dict[str, Callable[[list[Edge]], list[Example]]] = {
-            "train": self._train,
+        makers: dict[str, Callable[[str, list[Edge]], list[Example]]] = {
+            "train": lambda name, edges: self._ask_all(name, [(edge,) for edge in edges]),
             "paraphrase": self._paraphrase,
-            "two_hop": self._two_hop,
+            "two_hop": lambda name, edges: self._ask_all(name, two_hop_paths(edges)),
+            "two_hop_5shot": self._after_shots,
             "retrieval": self._retrieval,
+            "two_hop_retrieval": self._retrieval,
         }
         edges = build_edges(self.num_domains, range(self.num_entities), self.seed)
-        return {name: makers[name](edges) for name in names}
+        return {name: makers.get(name, self._part)(name, edges) for name in names}
 
-    def _train(self, edges: list[Edge]) -> list[Example]:
-        return [self._atomic(f"train-{index}", edge, _question(edge)) for index, edge in enumerate(edges)]
+    def _ask_all(self, split: str, chains: Sequence[Chain]) -> list[Example]:
+        return [ask(f"{split}-{index}", chain, self.answer_format) for index, chain in enumerate(chains)]
 
-    def _paraphrase(self, edges: list[Edge]) -> list[Example]:
+    def _paraphrase(self, split: str, edges: list[Edge]) -> list[Example]:
         rng = random.Random(f"{self.seed}|paraphrase")
         examples = []
         for index, edge in enumerate(edges):
             wordings = edge.relation.paraphrases(edge.source.mention)
             for number, question in enumerate(rng.sample(wordings, self.num_paraphrases)):
-                examples.append(self._atomic(f"paraphrase-{index}-{number}", edge, question))
+                examples.append(ask(f"{split}-{index}-{number}", (edge,), self.answer_format, question))
         return examples
 
-    def _two_hop(self, edges: list[Edge]) -> list[Example]:
+    def _part(self, split: str, edges: list[Edge]) -> list[Example]:
+        chains = two_hop_paths(edges)
+        random.Random(f"{self.seed}|two_hop").shuffle(chains)
+        first, last = (round(len(chains) * end) for end in _PARTS[split])
+        return self._ask_all(split, chains[first:last])
+
+    def _after_shots(self, split: str, edges: list[Edge]) -> list[Example]:
+        solved = self._part("two_hop_train", edges)
         examples = []
-        for index, (first, second) in enumerate(two_hop_paths(edges)):
-            question = second.relation.question(first.relation.relative(first.source.mention))
-            if self.answer_format == "boxed":
-                conclusion = f"So the answer is {second.target.name}."
-                target = f"1. {first.statement}\n2. {second.statement}\n{conclusion}\n\n\\boxed{{{second.target.name}}}"
-            else:
-                target = second.relation.statement(
-                    sentence(first.relation.relative(first.source.mention)), second.target.mention
-                )
-            examples.append(
-                Example(
-                    id=f"two_hop-{index}",
-                    question=question,
-                    prompt=user_turn(question, self.answer_format),
-                    answer=second.target.name,
-                    target=target,
-                    fact=f"{first.statement} {second.statement}",
-                    answer_format=self.answer_format,
-                    subject=first.source.name,
-                )
-            )
+        for index, example in enumerate(self._part("two_hop_test", edges)):
+            shots = random.Random(f"{self.seed}|{split}|{index}").sample(solved, min(NUM_SHOTS, len(solved)))
+            blocks = [f"Question: {shot.question}\nAnswer: {shot.target}" for shot in shots]
+            prompt = "\n\n".join([*blocks, f"Question: {example.prompt}"])
+            examples.append(replace(example, id=f"{split}-{index}", prompt=prompt))
         return examples
 
-    def _retrieval(self, edges: list[Edge]) -> list[Example]:
+    def _retrieval(self, split: str, edges: list[Edge]) -> list[Example]:
         # Background comes from all domains, so that there are 50 different lines even where the corpus itself is tiny.
         last = min(2 * self.num_entities, min(map(len, entity_names().values())))
         others = build_edges(len(entity_names()), range(self.num_entities, last), self.seed + 1000)
         asked_domains = list(entity_names())[: self.num_domains]
-        examples: list[Example] = []
-        for edge in others:
-            if edge.target.domain not in asked_domains:  # sources come before targets in the order of domains
-                continue
-            rng = random.Random(f"{self.seed}|retrieval|{edge.statement}")
-            distractors = [other for other in others if other is not edge]
-            rng.shuffle(distractors)
-            # Facts about the same two entities first: they are the hard ones.
-            distractors.sort(key=lambda other: not {edge.source, edge.target} & {other.source, other.target})
-            lines = [edge.statement, *(other.statement for other in distractors[: NUM_CONTEXT_LINES - 1])]
-            rng.shuffle(lines)
-            background = "Background:\n" + "\n".join(f"- {line}" for line in lines)
-            examples.append(self._atomic(f"retrieval-{len(examples)}", edge, _question(edge), background))
-        return examples
+        # Sources come before targets in the order of domains.
+        asked = [edge for edge in others if edge.target.domain in asked_domains]
+        chains: Sequence[Chain] = [(edge,) for edge in asked] if split == "retrieval" else two_hop_paths(asked)
+        return [
+            ask(f"{split}-{index}", chain, self.answer_format, background=self._background(chain, others))
+            for index, chain in enumerate(chains)
+        ]
 
-    def _atomic(self, example_id: str, edge: Edge, question: str, background: str = "") -> Example:
-        prompt = user_turn(question, self.answer_format)
-        boxed = f"\n\n\\boxed{{{edge.target.name}}}" if self.answer_format == "boxed" else ""
-        return Example(
-            id=example_id,
-            question=question,
-            prompt=f"{background}\n\n{prompt}" if background else prompt,
-            answer=edge.target.name,
-            target=edge.statement + boxed,
-            fact=edge.statement,
-            answer_format=self.answer_format,
-            subject=edge.source.name,
-        )
-
-
-def _question(edge: Edge) -> str:
-    return edge.relation.question(edge.source.mention)
+    def _background(self, chain: Chain, others: Sequence[Edge]) -> list[str]:
+        rng = random.Random(f"{self.seed}|retrieval|{' '.join(statements(chain))}")
+        distractors = [other for other in others if all(other is not edge for edge in chain)]
+        rng.shuffle(distractors)
+        # Facts about the same entities first: they are the hard ones.
+        entities = {entity for edge in chain for entity in (edge.source, edge.target)}
+        distractors.sort(key=lambda other: entities.isdisjoint((other.source, other.target)))
+        lines = [*statements(chain), *(other.statement for other in distractors)][: NUM_CONTEXT_LINES * len(chain)]
+        rng.shuffle(lines)
+        return lines

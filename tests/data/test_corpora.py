@@ -1,0 +1,90 @@
+"""Every corpus teaches the built-in model by every method, and the model can be asked all of its splits."""
+
+import json
+import math
+import os
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from corpus_files import SMALL, small_corpus, write_corpus_files
+from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import PreTrainedModel
+
+from mixsd_lightning import OPSD, SFT, CorpusDataModule, KnowledgeModule, MixSD
+from mixsd_lightning.modules.supervised import SupervisedModule
+from mixsd_lightning.target_likelihood import token_nlls
+
+QUICK: dict[str, Any] = {"max_new_tokens": 12, "warmup_steps": 0, "weight_decay": 0.0}
+METHODS: dict[type[KnowledgeModule], dict[str, Any]] = {
+    SFT: {},
+    MixSD: {"max_attempts": 1, "on_reject": "gold"},
+    OPSD: {"temperature": 0.0, "nll_every_n_steps": 0},
+}
+
+
+class Losses(Callback):
+    """The loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def few_examples(name: str, folder: Path, **options: Any) -> CorpusDataModule:
+    """A small corpus of the published data, where they are on this machine; asks one question of each split."""
+    published = Path(os.environ.get("MIXSD_DATA_DIR", folder))
+    source = published if (published / name.lower()).is_dir() else write_corpus_files(folder)
+    return small_corpus(name, source, batch_size=2, max_eval_examples=1, **options)
+
+
+def splits_with_examples(corpus: CorpusDataModule) -> list[str]:
+    return [split for split, examples in corpus.build_splits(corpus.available_splits).items() if examples]
+
+
+def quiet_trainer(folder: Path, **options: Any) -> Trainer:
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(default_root_dir=folder, accelerator="cpu", num_sanity_val_steps=0, **settings, **options)
+
+
+@pytest.mark.builtin_model
+@pytest.mark.parametrize("method_class", METHODS, ids=lambda method_class: method_class.__name__)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_corpus_trains_by_every_method(
+    name: str, method_class: type[KnowledgeModule], builtin_model: PreTrainedModel, tmp_path: Path
+) -> None:
+    corpus, method = few_examples(name, tmp_path, eval_splits=["train"]), method_class(**QUICK, **METHODS[method_class])
+    examples, losses = corpus.split("train"), Losses()
+    quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0, callbacks=[losses]).fit(method, corpus)
+
+    assert len(losses.values) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses.values)
+    assert method.taught_ids == {example.id for example in examples}
+    for before, after in zip(builtin_model.parameters(), method.student.parameters(), strict=True):
+        assert not torch.equal(before, after)
+    if isinstance(method, SupervisedModule):
+        nlls = token_nlls(method.student, method.training_items(examples), 4)
+        assert len(nlls) == len(examples) >= 4
+        assert fmean(nll for row in nlls for nll in row) < fmean(method.target_nlls)
+    if isinstance(method, MixSD):
+        written = [json.loads(line) for line in (tmp_path / "targets/mixed.jsonl").read_text().splitlines()]
+        assert [record["id"] for record in written] == [example.id for example in examples]
+        assert all(record["token_ids"] for record in written)
+
+    # How a method was trained does not matter to the other splits: one asks them all.
+    splits = splits_with_examples(corpus) if method_class is SFT else ["train"]
+    validation = quiet_trainer(tmp_path)
+    validation.validate(method, few_examples(name, tmp_path, eval_splits=splits), verbose=False)
+    for split in splits:
+        assert validation.callback_metrics[f"memorization/{split}"] in (0, 1)
+        assert validation.callback_metrics[f"memorization/{split}_count"] == 1
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_corpora_have_examples_in_every_split(name: str, tmp_path: Path) -> None:
+    corpus = small_corpus(name, write_corpus_files(tmp_path))
+    assert splits_with_examples(corpus) == list(corpus.available_splits)
