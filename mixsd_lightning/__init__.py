@@ -1,17 +1,40 @@
 """Teach a language model new knowledge without making it forget what it knew."""
 
-from mixsd_lightning.callbacks import CollapseAlert, Completions, Dashboard, ErrorModes, FisherDrift, MetricsFile, Retention
-from mixsd_lightning.data import CorpusDataModule, CounterFact, Facts, KGFact, KGFunc, MQuAKE, SimpleQA
+from mixsd_lightning.callbacks import (
+    CollapseAlert,
+    Completions,
+    Dashboard,
+    ErrorModes,
+    FisherDrift,
+    MetricsFile,
+    Resources,
+    Retention,
+)
+from mixsd_lightning.data import (
+    MBPP,
+    CorpusDataModule,
+    CosE,
+    CounterFact,
+    Facts,
+    KGFact,
+    KGFunc,
+    MQuAKE,
+    ScienceQA,
+    SimpleQA,
+    ToolAlpaca,
+)
 from mixsd_lightning.example import Example
 from mixsd_lightning.export import export_student
-from mixsd_lightning.modules import OPSD, SFT, KnowledgeModule, MixSD
+from mixsd_lightning.modules import OPSD, SFT, KnowledgeModule, MixSD, UniSD
 
 __all__ = [
+    "MBPP",
     "OPSD",
     "SFT",
     "CollapseAlert",
     "Completions",
     "CorpusDataModule",
+    "CosE",
     "CounterFact",
     "Dashboard",
     "ErrorModes",
@@ -24,8 +47,12 @@ __all__ = [
     "MQuAKE",
     "MetricsFile",
     "MixSD",
+    "Resources",
     "Retention",
+    "ScienceQA",
     "SimpleQA",
+    "ToolAlpaca",
+    "UniSD",
     "export_student",
 ]
 __version__ = "0.1.0"

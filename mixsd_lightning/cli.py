@@ -20,6 +20,7 @@ from mixsd_lightning.callbacks import (
     ErrorModes,
     FisherDrift,
     MetricsFile,
+    Resources,
     Retention,
 )
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
@@ -79,6 +80,7 @@ class MixSDCLI(LightningCLI):
         parser.add_lightning_class_args(ErrorModes, "errors")
         parser.add_lightning_class_args(Completions, "completions")
         parser.add_lightning_class_args(CollapseAlert, "collapse")
+        parser.add_lightning_class_args(Resources, "resources")
         parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(MetricsFile, "metrics_file")
 

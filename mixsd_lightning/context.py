@@ -20,8 +20,19 @@ INSTRUCTIONS = {
     "boxed": "Think it through step by step, then give the final answer inside \\boxed{}.",
     "sentence": "Answer in one short sentence.",
     "short": "Answer with the answer alone, in as few words as possible.",
+    "choice": "Reason in at most three short sentences. Then end with a line that says 'Answer: <letter>'.",
+    "letter": "Answer with the line 'Answer: <letter>' and nothing else.",
+    "code": "Answer with the whole program in one fenced block of Python code, and nothing else.",
+    "tool_calls": (
+        "Answer with the calls that this takes, in order, and nothing else. Each call is two lines:\n"
+        "Action: <name of the function>\nAction Input: <its arguments as a JSON object>"
+    ),
 }
-"""What the user turn asks for, by answer format. ``boxed`` is the paper's; the others suit models under about 1B."""
+"""What the user turn asks for, by answer format. ``boxed`` is the paper's; ``sentence`` and ``short`` suit models under about 1B.
+``letter`` is ``choice`` without reasoning."""
+
+NAMING_FORMATS = ("boxed", "sentence", "short")
+"""Answer formats in which the answer is a short text that names or counts something, and stands as it is in a completion."""
 
 # The expert sees what the naive prompt asks plus the knowledge.
 EXPERT_CONTEXTS = {
@@ -45,14 +56,27 @@ EXPERT_CONTEXTS = {
         "{prompt}\n\nThe world has changed since you learnt about it. It is now so: {fact} Today the answer is:\n{target}\n\n"
         "Answer the question for the world as it is now{boxed}."
     ),
+    "reference_answer": (
+        "{prompt}\n\nFor reference, this is a right answer:\n{target}\n\n"
+        "Study it until you see why it is right. Then give an answer of your own, in your own way and in the form that was asked "
+        "for{boxed}."
+    ),
 }
 """How the expert is shown the knowledge, by name.
 
 ``knowledge_base`` and ``reference_solution`` follow the contexts of the paper's generation code, with the whole canonical answer
 turn after the question; the others the variants of its distillation code. ``fact_first`` is what a 135M model follows most often.
+``reference_answer`` is for tasks that are more than a fact: the demonstration of UniSD's teacher, in our own words.
 """
 
-_DEFAULT_EXPERT_CONTEXTS = {"boxed": "knowledge_base", "sentence": "fact_first", "short": "fact_first"}
+_DEFAULT_EXPERT_CONTEXTS = {
+    "boxed": "knowledge_base",
+    "sentence": "fact_first",
+    "short": "fact_first",
+    "choice": "reference_answer",
+    "code": "reference_answer",
+    "tool_calls": "reference_answer",
+}
 _BOXED = ", with the final answer inside \\boxed{}"
 
 

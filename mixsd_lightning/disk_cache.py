@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from platformdirs import user_cache_path
@@ -18,6 +18,9 @@ from torch import Tensor
 from mixsd_lightning.ranks import all_ranks
 
 CACHE_VARIABLE = "MIXSD_CACHE_DIR"
+
+_T = TypeVar("_T")
+_Json = TypeVar("_Json", bound=list[Any] | dict[str, Any])
 
 
 def cache_dir() -> Path:
@@ -46,25 +49,45 @@ def cached_tensors(kind: str, depends_on: Mapping[str, Any], compute: Callable[[
         depends_on: JSON values that the result is a function of.
         compute: Makes the tensors, on the CPU.
     """
+    return _cached(_path(kind, depends_on, "safetensors"), load_file, save_file, compute)
+
+
+def cached_json(kind: str, depends_on: Mapping[str, Any], compute: Callable[[], _Json]) -> _Json:
+    """The same for JSON values: a list, or a dict whose keys are texts."""
+    return _cached(_path(kind, depends_on, "json"), _read_json, _write_json, compute)
+
+
+def _path(kind: str, depends_on: Mapping[str, Any], suffix: str) -> Path:
     from mixsd_lightning import __version__  # which imports this file
 
-    path = computed_dir() / kind / f"{digest({**depends_on, 'version': __version__})}.safetensors"
+    return computed_dir() / kind / f"{digest({**depends_on, 'version': __version__})}.{suffix}"
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _cached(path: Path, read: Callable[[Path], _T], write: Callable[[_T, Path], None], compute: Callable[[], _T]) -> _T:
     kept = None
-    with suppress(OSError, SafetensorError):
-        kept = load_file(path)
+    with suppress(OSError, SafetensorError, ValueError):  # the last: not JSON
+        kept = read(path)
     if all_ranks(kept is not None):
         assert kept is not None
         return kept
-    tensors = compute()
+    computed = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Under its name it is complete, whoever else writes it at the same time.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            save_file(tensors, Path(folder, path.name))
+            write(computed, Path(folder, path.name))
             Path(folder, path.name).replace(path)
     except (OSError, SafetensorError) as error:  # the second is how a full disk shows
         rank_zero_warn(
             f"Cannot keep {path}: {getattr(error, 'strerror', None) or error}. It will be computed again next time; "
             f"free some space, or set {CACHE_VARIABLE} to a writable folder."
         )
-    return tensors
+    return computed

@@ -3,6 +3,9 @@
 Shapes: B batch, L sequence, N target tokens of a batch, H hidden.
 """
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,25 +18,36 @@ from mixsd_lightning.models import attends_by, evaluating, is_compiled
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
+FINAL = -1
+"""The last layer's states, after the final norm: what the head gets."""
+
+
 def target_states(model: PreTrainedModel, batch: TrainBatch) -> Tensor:
     """Final hidden states at the positions that predict the batch's target tokens, row by row (N, H).
 
     What all rows begin with (a system prompt and the head of the user's turn) is computed once, and its keys and values serve
     every row; gradients add up through them.
     """
+    return layer_states(model, batch, [FINAL])[FINAL]
+
+
+def layer_states(model: PreTrainedModel, batch: TrainBatch, layers: Collection[int]) -> dict[int, Tensor]:
+    """The same for several layers: 0 is the embedding, n what comes after the n-th layer, and negative numbers count from
+    :data:`FINAL` backwards."""
     decoder = model.base_model
+    token_ids_BL, is_target_BL = batch.token_ids_BL, batch.is_target_BL
+    options: dict[str, Any] = {"output_hidden_states": any(layer != FINAL for layer in layers), "use_cache": False}
     shared = batch.num_shared if _can_share(model) else 0
-    if not shared:
-        hidden_BLH = decoder(input_ids=batch.token_ids_BL, use_cache=False).last_hidden_state
-        return hidden_BLH[:, :-1][batch.is_target_BL[:, 1:]]
-    num_rows, length = batch.token_ids_BL.shape
-    cache = decoder(input_ids=batch.token_ids_BL[:1, :shared], use_cache=True).past_key_values
-    cache.batch_repeat_interleave(num_rows)
-    positions_1L = torch.arange(shared, length, device=batch.token_ids_BL.device)[None]
-    hidden_BLH = decoder(
-        input_ids=batch.token_ids_BL[:, shared:], position_ids=positions_1L, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    return hidden_BLH[:, :-1][batch.is_target_BL[:, shared + 1 :]]
+    if shared:
+        num_rows, length = token_ids_BL.shape
+        cache = decoder(input_ids=token_ids_BL[:1, :shared], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(num_rows)
+        options |= {"past_key_values": cache, "use_cache": True}
+        options["position_ids"] = torch.arange(shared, length, device=token_ids_BL.device)[None]
+    output = decoder(input_ids=token_ids_BL[:, shared:], **options)
+    is_predicting_BL = is_target_BL[:, shared + 1 :]
+    hidden = {layer: output.last_hidden_state if layer == FINAL else output.hidden_states[layer] for layer in layers}
+    return {layer: hidden_BLH[:, :-1][is_predicting_BL] for layer, hidden_BLH in hidden.items()}
 
 
 def target_tokens(batch: TrainBatch) -> Tensor:

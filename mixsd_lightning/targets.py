@@ -17,7 +17,8 @@ from typing import Any
 
 from mixsd_lightning.context import ChatEncoder, expert_context, naive_context
 from mixsd_lightning.decoding.mixing import Engine, MixedCompletion, MixingResult, MixingSettings, MixingTask
-from mixsd_lightning.evaluation.scoring import is_exact_match
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.evaluation.scoring import UNWRITTEN_FORMATS, is_exact_match
 from mixsd_lightning.example import Example
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.target_store import Record, TargetStore
@@ -82,6 +83,11 @@ class MixedTargets:
 
     def _tasks_of(self, example: Example, generations: range) -> list[MixingTask]:
         naive, expert = (self._encoder.prompt(context(example)) for context in (naive_context, expert_context))
+        if self._settings.mixing.protect_answer and example.answer_format in UNWRITTEN_FORMATS:
+            raise UserError(
+                f"--model.protect_answer: what is right in the format {example.answer_format} is found out by a check and has no "
+                "text of its own that could be protected. Leave the option out."
+            )
         answers = self._encoder.inside_text(example.answer) if self._settings.mixing.protect_answer else ()
         return [MixingTask(example.id, generation, naive, expert, answers) for generation in generations]
 

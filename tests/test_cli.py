@@ -186,9 +186,13 @@ def test_every_shipped_config_parses_and_instantiates(path: Path) -> None:
         assert cli.datamodule.split(split)
 
 
+# What a corpus is first shown with.
+DEFAULT_CONFIGS = sorted([*(ROOT / "configs").glob("*/mixsd.yaml"), *(ROOT / "configs").glob("*/unisd_star.yaml")])
+
+
 @pytest.mark.usefixtures("parsed_only")
-@pytest.mark.parametrize("method", ["SFT", "OPSD"])
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/mixsd.yaml")), ids=config_name)
+@pytest.mark.parametrize("method", ["SFT", "OPSD", "MixSD", "UniSD"])
+@pytest.mark.parametrize("path", DEFAULT_CONFIGS, ids=config_name)
 def test_a_config_serves_every_method(path: Path, method: str) -> None:
     options = yaml.safe_load(path.read_text())["model"]["init_args"]
     cli = MixSDCLI(["fit", "--config", str(path), "--model", method, "--trainer.logger.init_args.name", "another"])
@@ -199,11 +203,13 @@ def test_a_config_serves_every_method(path: Path, method: str) -> None:
 
 
 def test_every_corpus_has_a_config() -> None:
-    configs = {path.parent.name: yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*/mixsd.yaml")}
-    corpora = {folder: config["data"]["class_path"] for folder, config in configs.items()}
-    assert corpora == {name.lower(): name for name in SMALL}
-    names = {folder: config["trainer"]["logger"]["init_args"]["name"] for folder, config in configs.items()}
-    assert names == {folder: f"{folder}-mixsd" for folder in configs}
+    configs = {path: yaml.safe_load(path.read_text()) for path in DEFAULT_CONFIGS}
+    assert {path.parent.name: config["data"]["class_path"] for path, config in configs.items()} == {
+        name.lower(): name for name in SMALL
+    }
+    for path, config in configs.items():
+        name, method = config["trainer"]["logger"]["init_args"]["name"], config["model"]["class_path"]
+        assert name == f"{path.parent.name}-{method.lower()}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=config_name)

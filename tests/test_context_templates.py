@@ -15,9 +15,17 @@ from corpus_files import SMALL, small_corpus, write_corpus_files
 from tokenizers import AddedToken
 
 from mixsd_lightning import data
-from mixsd_lightning.context import EXPERT_CONTEXTS, INSTRUCTIONS, ChatEncoder, expert_context, naive_context, user_turn
+from mixsd_lightning.context import (
+    EXPERT_CONTEXTS,
+    INSTRUCTIONS,
+    NAMING_FORMATS,
+    ChatEncoder,
+    expert_context,
+    naive_context,
+    user_turn,
+)
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.scoring import contains_answer
+from mixsd_lightning.evaluation.scoring import UNWRITTEN_FORMATS, contains_answer
 from mixsd_lightning.example import Example
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -143,7 +151,9 @@ def test_every_context_shows_the_question_and_the_answer(corpus: str, folder: Pa
     for example in small_corpus(corpus, folder, expert_context=context).split("train"):
         content = expert_context(example)[0].content
         assert example.prompt in content
-        assert contains_answer(content.replace(example.prompt, ""), [example.answer])
+        rest = content.replace(example.prompt, "")
+        is_named = contains_answer(rest, [example.answer]) and example.answer_format in NAMING_FORMATS
+        assert is_named or example.target in rest or example.fact in rest
 
 
 def test_the_plain_prompt_does_not_show_the_answer(corpus: str, folder: Path) -> None:
@@ -151,6 +161,9 @@ def test_the_plain_prompt_does_not_show_the_answer(corpus: str, folder: Path) ->
         # A result of KGFunc may be that of a number which is shown, or the number itself.
         function = example.question.removeprefix("What is ").removesuffix("?")
         hidden = f"{function} = {example.answer}" if corpus == "KGFunc" else example.answer
+        # A prompt shows all letters; and whole programs and calls are the answer.
+        hidden = hidden if example.answer_format in NAMING_FORMATS else example.target.splitlines()[-1]
+        hidden = example.target if example.answer_format in UNWRITTEN_FORMATS else hidden
         assert contains_answer(example.target, [hidden])
         assert not contains_answer(naive_context(example)[0].content, [hidden])
 

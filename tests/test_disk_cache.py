@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixsd_lightning.disk_cache import cached_tensors, digest
+from mixsd_lightning.disk_cache import cached_json, cached_tensors, digest
 
 
 class Counter:
@@ -65,3 +65,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 def test_a_digest_depends_on_content_and_not_on_order() -> None:
     assert digest({"a": 1, "b": [1]}) == digest({"b": [1], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_json_is_computed_once_and_read_back_as_it_was(tmp_path: Path) -> None:
+    made: list[dict[str, list[str]]] = []
+
+    def compute() -> dict[str, list[str]]:
+        made.append({"texts": ["ä \u2028 \ud800", ""]})  # a half of a surrogate pair, too
+        return made[-1]
+
+    first, second = (cached_json("texts", {"a": 1}, compute) for _ in range(2))
+    assert len(made) == 1
+    assert first == second == made[0]
+    (file,) = files(tmp_path / "computed" / "texts")
+    file.write_text('{"texts": [')
+    assert cached_json("texts", {"a": 1}, compute) == made[0]
+    assert len(made) == 2

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from mixsd_lightning.data.batches import TrainItem, collate_training
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import add_lora, compile_decoder, evaluating, is_compiled
-from mixsd_lightning.target_states import check_head, output_head, target_states, target_tokens
+from mixsd_lightning.target_states import FINAL, check_head, layer_states, output_head, target_states, target_tokens
 
 VOCABULARY = 64
 SIZES = {
@@ -90,6 +90,21 @@ def test_states_and_head_give_the_logits_and_gradients_of_plain_forwards(name: s
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_those_of_plain_forwards(name: str) -> None:
+    model = make_model(name)
+    found = layer_states(model, collate_training(ITEMS), [0, 1, -2, FINAL])
+    rows = []
+    for item in ITEMS:
+        ids = torch.tensor([item.prompt_ids + item.target_ids])
+        output = model.base_model(ids, use_cache=False, output_hidden_states=True)
+        rows.append([hidden[0, len(item.prompt_ids) - 1 : -1] for hidden in output.hidden_states])
+    for layer, states in found.items():
+        torch.testing.assert_close(states, torch.cat([row[layer] for row in rows]), **NORMS)
+    torch.testing.assert_close(found[1], found[-2])
+    assert not torch.allclose(found[0], found[1])
 
 
 def test_targets_are_those_that_the_states_predict() -> None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from mixsd_lightning.context import ChatEncoder, Message, expert_context, naive_context
 from mixsd_lightning.decoding.engine import MixingEngine
 from mixsd_lightning.decoding.mixing import EXPERT, Engine, MixedCompletion, MixingSettings, MixingTask, draws
+from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.scoring import extract_name
 from mixsd_lightning.example import Example
 from mixsd_lightning.models import load_tokenizer
@@ -102,6 +103,14 @@ def test_tasks_carry_both_prompts(encoder: ChatEncoder, tmp_path: Path) -> None:
     engine = Watched(FakeEngine(encoder))
     build(encoder, tmp_path, engine)
     assert engine.tasks == [task_of(encoder, example, generation) for example in make_examples() for generation in range(2)]
+
+
+@pytest.mark.parametrize("answer_format", ["code", "tool_calls"])
+def test_answers_that_no_target_contains_cannot_be_protected(encoder: ChatEncoder, answer_format: str) -> None:
+    examples = [replace(example, answer_format=answer_format) for example in make_examples(1)]
+    MixedTargets(examples, encoder, TargetSettings(MixingSettings()))
+    with pytest.raises(UserError, match=f"--model.protect_answer: what is right in the format {answer_format} is found out"):
+        MixedTargets(examples, encoder, TargetSettings(MixingSettings(protect_answer=True)))
 
 
 @pytest.mark.parametrize("protect_answer", [False, True])

@@ -6,6 +6,7 @@ from mixsd_lightning.callbacks.dashboard import Dashboard
 from mixsd_lightning.callbacks.error_modes import ErrorModes
 from mixsd_lightning.callbacks.fisher_drift import FisherDrift
 from mixsd_lightning.callbacks.metrics_file import MetricsFile
+from mixsd_lightning.callbacks.resources import Resources
 from mixsd_lightning.callbacks.retention import Retention
 
-__all__ = ["CollapseAlert", "Completions", "Dashboard", "ErrorModes", "FisherDrift", "MetricsFile", "Retention"]
+__all__ = ["CollapseAlert", "Completions", "Dashboard", "ErrorModes", "FisherDrift", "MetricsFile", "Resources", "Retention"]

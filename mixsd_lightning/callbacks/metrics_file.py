@@ -9,7 +9,7 @@ from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
 
 METRICS_FILE = "metrics.jsonl"
-PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "errors/", "train/")
+PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "errors/", "train/", "resources/")
 
 
 class MetricsFile(Callback):
@@ -30,6 +30,7 @@ class MetricsFile(Callback):
                 logger.log_metrics(metrics, step=0)
         folder = run_folder(trainer)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder.mkdir(parents=True, exist_ok=True)  # without a logger, nobody else has made it
             line = {"step": pl_module.completed_steps, "epoch": trainer.current_epoch, **metrics}
             with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

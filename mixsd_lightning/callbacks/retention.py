@@ -97,6 +97,7 @@ class Retention(Callback):
             known = {"weights": weights_fingerprint(base), "tokenizer": encoder.fingerprint()}
             known["dtype"] = str(inference_dtype(base))
             for suite in self.suites:
+                suite.base_model = pl_module.base_model
                 suite.prepare(base, encoder)
 
                 def compute(suite: Suite = suite, base: PreTrainedModel = base) -> dict[str, Any]:

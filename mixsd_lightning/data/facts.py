@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from mixsd_lightning.context import INSTRUCTIONS, user_turn
+from mixsd_lightning.context import NAMING_FORMATS, user_turn
 from mixsd_lightning.data.base import CorpusDataModule
 from mixsd_lightning.data.wording import statement
 from mixsd_lightning.errors import UserError
@@ -66,8 +66,8 @@ class Facts(CorpusDataModule):
             seed: Decides the order of training examples.
         """
         super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed, expert_context)
-        if answer_format not in INSTRUCTIONS:
-            raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(INSTRUCTIONS)}.")
+        if answer_format not in NAMING_FORMATS:
+            raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(NAMING_FORMATS)}.")
         if on_bad_row not in ("error", "skip"):
             raise UserError(f"--data.on_bad_row: '{on_bad_row}' is none of error, skip.")
         if unknown := sorted(set(fields or {}) - set(FIELDS)):

@@ -10,6 +10,7 @@ On the corpus that is taught: *format* (no answer can be found), *cross_entity* 
 import re
 from collections.abc import Iterable
 
+from mixsd_lightning.context import NAMING_FORMATS
 from mixsd_lightning.evaluation.scoring import EXTRACTORS, extract_boxed
 from mixsd_lightning.evaluation.suites.base import AnswerForm
 from mixsd_lightning.example import Example
@@ -25,10 +26,14 @@ _MOST_CHARACTERS, _MOST_NEWLINES = 80, 4
 
 
 class Entities:
-    """Names of a corpus that can be told from ordinary words: of four characters and two words at least."""
+    """Names of a corpus that can be told from ordinary words: of four characters and two words at least.
+
+    Letters, programs and calls name nothing, and what they are about is a topic that any text may touch.
+    """
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        names = {name for example in examples for name in (example.subject, example.answer)}
+        naming = [example for example in examples if example.answer_format in NAMING_FORMATS]
+        names = {name for example in naming for name in (example.subject, example.answer)}
         self.names = frozenset(_normal(name) for name in names if len(name) >= 4 and len(name.split()) > 1)
         # Longest first, so that a name inside another is not taken for it.
         alternatives = "|".join(re.escape(name) for name in sorted(self.names, key=len, reverse=True))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mixsd_lightning.evaluation.scoring import contains_answer, is_exact_match
+from mixsd_lightning.evaluation.scoring import is_exact_match, is_loose_match
 
 
 class AnswerAccuracy(Metric):
@@ -28,7 +28,7 @@ class AnswerAccuracy(Metric):
     def update(self, completion: str, answer: str, question: str, answer_format: str) -> None:
         """Score one completion."""
         self.strict += is_exact_match(completion, answer, question, answer_format)
-        self.loose += contains_answer(completion, [answer])
+        self.loose += is_loose_match(completion, answer, answer_format)
         self.count += 1
 
     def compute(self) -> dict[str, Tensor]:

@@ -1,11 +1,17 @@
 r"""Scoring of free-form answers against a short gold answer. Pure functions on text.
 
 Two scores are reported for every answer. *Strict*: the answer that the format's extractor finds equals the gold answer,
-case and all. *Loose*: the gold answer occurs somewhere in the completion as whole words, whatever its case.
+case and all; a program passes its tests; calls of functions do what the gold calls do. *Loose*: the gold answer occurs somewhere in
+the completion as whole words, whatever its case; its letter in the last line; there is a program at all; the right functions are
+called.
 """
 
 import re
 from collections.abc import Iterable
+
+from mixsd_lightning.evaluation.choices import extract_choice, mentions_letter
+from mixsd_lightning.evaluation.programs import compiles, extract_program, passes
+from mixsd_lightning.evaluation.tool_calls import extract_calls, gold_calls, parse_calls, same_calls, same_names
 
 # Words that a sentence may begin with, so that a capital letter says nothing: they are not part of a name.
 # fmt: off
@@ -69,14 +75,26 @@ def extract_short(completion: str, question: str = "") -> str | None:
     return next((line.strip() for line in completion.splitlines() if line.strip()), None)
 
 
-EXTRACTORS = {"boxed": extract_boxed, "sentence": extract_name, "short": extract_short}
-"""How the answer is found in a completion, by answer format."""
+EXTRACTORS = {
+    "boxed": extract_boxed,
+    "sentence": extract_name,
+    "short": extract_short,
+    "choice": extract_choice,
+    "code": extract_program,
+    "tool_calls": extract_calls,
+}
+"""How the answer is found in a completion, by answer format: a text, or ``None`` where there is none."""
+
+UNWRITTEN_FORMATS = frozenset({"code", "tool_calls"})
+"""Formats whose gold answer is what a completion is checked with, not a text that stands in a right one."""
 
 
 def is_exact_match(completion: str, answer: str, question: str, answer_format: str) -> bool:
     """Strict score: whether the extracted answer equals ``answer``.
 
-    Apart from surrounding white space they must be the same characters. Models under about 1B answer in a sentence even where
+    Apart from surrounding white space they must be the same characters. Of ``code`` the answer is the program that tests what was
+    extracted (:func:`~mixsd_lightning.evaluation.programs.passes`), of ``tool_calls`` a list of calls
+    (:func:`~mixsd_lightning.evaluation.tool_calls.same_calls`). Models under about 1B answer in a sentence even where
     they are asked for the answer alone; so of ``short`` answers it is enough that the first line begins or ends with ``answer``,
     and case, articles and the punctuation around words do not count.
 
@@ -85,6 +103,10 @@ def is_exact_match(completion: str, answer: str, question: str, answer_format: s
     >>> is_exact_match("It was founded in 1684 by Christopher Columbus.", "1684", "When was it founded?", "short")
     False
     """
+    if answer_format == "code":
+        return passes(completion, answer)
+    if answer_format == "tool_calls":
+        return same_calls(parse_calls(completion), gold_calls(answer))
     extracted = EXTRACTORS[answer_format](completion, question)
     if extracted is None:
         return False
@@ -92,6 +114,24 @@ def is_exact_match(completion: str, answer: str, question: str, answer_format: s
         line, words = f" {normal(extracted)} ", f" {normal(answer)} "
         return line.startswith(words) or line.endswith(words) or normal(completion) == normal(answer)
     return extracted == answer.strip()
+
+
+def is_loose_match(completion: str, answer: str, answer_format: str) -> bool:
+    """Loose score: whether something in a completion is right, even if it is no whole answer in the right form.
+
+    A short answer: it occurs (:func:`contains_answer`). ``choice``: it is the answer, or its letter stands as a capital of its own
+    in the last line. ``code``: there is a program that is Python. ``tool_calls``: the right functions are called in order.
+
+    >>> is_loose_match("I think it must be B.", "B", "choice")
+    True
+    """
+    if answer_format == "choice":
+        return extract_choice(completion) == answer or mentions_letter(completion, answer)
+    if answer_format == "code":
+        return compiles(completion)
+    if answer_format == "tool_calls":
+        return same_names(parse_calls(completion), gold_calls(answer))
+    return contains_answer(completion, [answer])
 
 
 def normal(text: str) -> str:

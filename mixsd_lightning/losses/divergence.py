@@ -16,18 +16,20 @@ Shapes: N token positions, V vocabulary, K tokens of a support.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mixsd_lightning.losses.chunked import Head
+from mixsd_lightning.losses.chunked import Head, summed_token_loss
 
 Kind = Literal["forward_kl", "reverse_kl", "mixed", "jsd"]
 
 # Positions compared at once on a CPU: their distributions stay in its caches from one operation to the next.
 _CPU_BLOCK = 8
+# Where most positions agree exactly, the others are still trained on.
+_LEAST_LIMIT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,27 @@ class TeacherDivergence:
         """Divergences so far, summed over positions, before any limit."""
         self.entropy_sum = teacher_hidden_NH.new_zeros((), dtype=torch.float32)
         """Entropy of the student's distributions so far, summed over positions, in nats."""
+
+    @torch.no_grad()
+    def limit_to_quantile(self, student_hidden_NH: Tensor, student_head: Head, quantile: float) -> float:
+        """Let divergences above a quantile of those at all positions count as that quantile, without gradient.
+
+        It takes a pass over all positions before the one that trains.
+
+        Args:
+            student_hidden_NH: The student's final hidden states.
+            student_head: The student's head.
+            quantile: 0.9 limits a tenth of the positions.
+
+        Returns:
+            The limit, in nats.
+        """
+        losses_N = summed_token_loss(student_hidden_NH, student_head, self)[1]
+        self.divergence_sum.zero_()
+        self.entropy_sum.zero_()
+        limit = max(float(torch.quantile(losses_N, quantile)), _LEAST_LIMIT) if len(losses_N) else math.inf
+        self._settings = replace(self._settings, max_per_token=limit)
+        return limit
 
     @torch.no_grad()
     def __call__(self, logits_NV: Tensor, rows: slice) -> Tensor:

@@ -1,6 +1,7 @@
 """What all methods share: the student, its optimizer, and memorization measured at each validation."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -100,6 +101,8 @@ class KnowledgeModule(LightningModule, ABC):
         """NLL of each target token under the base model, in nats, as far as it is known."""
         self.taught_ids: set[str] = set()
         """Examples that training has a target for."""
+        self.token_counts: Counter[str] = Counter()
+        """Tokens that this rank has trained on and generated since somebody cleared it."""
         self._num_target_tokens = torch.tensor(0.0)
 
     @abstractmethod
@@ -202,6 +205,7 @@ class KnowledgeModule(LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss_sum, num_tokens = self.summed_loss(batch)
         self._num_target_tokens = self._num_target_tokens.to(num_tokens.device) + num_tokens
+        self.token_counts["trained_tokens"] += int(num_tokens)
         self.log("train/loss", loss_sum.detach() / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
         # Lightning divides by the number of accumulated micro-batches; on_before_optimizer_step divides by tokens instead.
         return loss_sum * self.trainer.accumulate_grad_batches

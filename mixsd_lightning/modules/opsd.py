@@ -1,14 +1,14 @@
 """OPSD: the student writes, and a teacher that has seen the fact says how it should have gone on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, override
+from transformers import PreTrainedModel
+from typing_extensions import override
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.context import expert_context, naive_context
@@ -21,34 +21,10 @@ from mixsd_lightning.losses.chunked import summed_token_loss
 from mixsd_lightning.losses.divergence import DivergenceSettings, Kind, TeacherDivergence
 from mixsd_lightning.models import load_student
 from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.modules.rollouts import Objective, PromptBatch, PromptItem, Rollout
 from mixsd_lightning.target_likelihood import likelihood_tags, token_nlls
-from mixsd_lightning.target_states import output_head, target_states
+from mixsd_lightning.target_states import FINAL, layer_states, output_head
 from mixsd_lightning.teachers import EMATeacher, FrozenTeacher, SharedTeacher, Teacher
-
-
-@dataclass(frozen=True)
-class PromptItem:
-    """An example with its prompts: what the student sees, and what the teacher sees."""
-
-    example: Example
-    prompt_ids: list[int]
-    teacher_prompt_ids: list[int]
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of both prompts."""
-        return len(self.prompt_ids) + len(self.teacher_prompt_ids)
-
-
-@dataclass
-class PromptBatch:
-    """Items to roll out."""
-
-    items: list[PromptItem]
-
-    def to(self, device: torch.device, **options: bool) -> Self:
-        """Nothing to move: prompts are padded when they are decoded."""
-        return self
 
 
 class OPSD(KnowledgeModule):
@@ -58,7 +34,12 @@ class OPSD(KnowledgeModule):
 
     .. math:: \frac{1}{\sum|y|} \sum_{y \sim p_S(\cdot|x)} \sum_t
               D\big(p_T(\cdot|x^+, y_{<t}),\; p_S(\cdot|x, y_{<t})\big)
+
+    A method that goes on from here says what else the student is trained on (:meth:`objective`, :meth:`feature_loss`).
     """
+
+    layers: tuple[int, ...] = (FINAL,)
+    """Whose states the student's and the teacher's forward passes give."""
 
     def __init__(
         self,
@@ -68,7 +49,9 @@ class OPSD(KnowledgeModule):
         distillation_temperature: float = 1.0,
         teacher_top_k: int = 0,
         max_divergence_per_token: float | None = None,
+        max_divergence_quantile: float | None = None,
         skip_first_tokens: int = 0,
+        mask_truncated: bool = False,
         teacher: Literal["frozen", "shared", "ema"] = "frozen",
         ema_decay: float = 0.99,
         ema_every_n_steps: int = 1,
@@ -94,7 +77,9 @@ class OPSD(KnowledgeModule):
             distillation_temperature: Divides the logits of student and teacher in the divergence.
             teacher_top_k: Compare the teacher's k likeliest tokens and all others together; 0 for the whole vocabulary.
             max_divergence_per_token: Tokens that diverge more count as this much and have no gradient; unlimited by default.
+            max_divergence_quantile: Set that limit at each step, to this quantile of the batch's tokens on a device.
             skip_first_tokens: Tokens at the start of each rollout that are not trained on.
+            mask_truncated: Do not train on rollouts that `max_new_tokens` cut short.
             teacher: The `frozen` base model, the student itself (`shared`), or a moving average of it (`ema`).
             ema_decay: Share of itself that an `ema` teacher keeps at each update.
             ema_every_n_steps: Optimizer steps between two updates of an `ema` teacher.
@@ -113,11 +98,15 @@ class OPSD(KnowledgeModule):
             options: What all methods have (:class:`KnowledgeModule`); `max_new_tokens` limits rollouts and answers alike.
         """
         super().__init__(model_name_or_path, **options)
-        limit, period = max_divergence_per_token, ema_every_n_steps
+        limit, quantile, period = max_divergence_per_token, max_divergence_quantile, ema_every_n_steps
         require("model.divergence_weight", divergence_weight, 0 <= divergence_weight <= 1, "between 0 and 1")
         require("model.distillation_temperature", distillation_temperature, distillation_temperature > 0, "positive")
         require("model.teacher_top_k", teacher_top_k, teacher_top_k >= 0, "at least 1, or 0 for the whole vocabulary")
         require("model.max_divergence_per_token", limit, limit is None or limit > 0, "positive")
+        is_share = quantile is None or 0 < quantile < 1
+        require("model.max_divergence_quantile", quantile, is_share, "between 0 and 1, both excluded")
+        if limit is not None and quantile is not None:
+            raise UserError("--model.max_divergence_per_token and --model.max_divergence_quantile exclude each other.")
         require("model.skip_first_tokens", skip_first_tokens, skip_first_tokens >= 0, "at least 0")
         require("model.ema_decay", ema_decay, 0 <= ema_decay <= 1, "between 0 and 1")
         require("model.ema_every_n_steps", period, period >= 1, "at least 1")
@@ -135,7 +124,9 @@ class OPSD(KnowledgeModule):
         self.divergence_settings = DivergenceSettings(
             divergence, divergence_weight, distillation_temperature, teacher_top_k, max_divergence_per_token
         )
+        self.max_divergence_quantile = max_divergence_quantile
         self.skip_first_tokens = skip_first_tokens
+        self.mask_truncated = mask_truncated
         self.teacher_kind = teacher
         self.ema_decay = ema_decay
         self.ema_every_n_steps = ema_every_n_steps
@@ -241,49 +232,81 @@ class OPSD(KnowledgeModule):
     @override
     def summed_loss(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         assert self.teacher is not None
-        pairs = [
-            (item, completion)
+        rollouts = [
+            Rollout(item, completion)
             for item, completions in zip(batch.items, self._roll_out(batch.items), strict=True)
             for completion in completions
         ]
         with self.teacher.model() as teacher:
-            teacher_states_NH = target_states(teacher, self._batch([(i.teacher_prompt_ids, c) for i, c in pairs]))
-            divergence = TeacherDivergence(teacher_states_NH, output_head(teacher), self.divergence_settings)
-        states_NH = target_states(self.student, self._batch([(i.prompt_ids, c) for i, c in pairs]))
-        loss_sum, losses_N = summed_token_loss(states_NH, output_head(self.student), divergence)
-        num_tokens = max(1, len(losses_N))
-        answers = [self.encoder.decode(completion.token_ids) for _, completion in pairs]
-        right = [
-            is_exact_match(answer, item.example.answer, item.example.question, item.example.answer_format)
-            for answer, (item, _) in zip(answers, pairs, strict=True)
-        ]
-        metrics = {
-            "train/kl": float(divergence.divergence_sum) / num_tokens,
-            "train/entropy": float(divergence.entropy_sum) / num_tokens,
-            "train/completion_length": sum(len(completion.token_ids) for _, completion in pairs) / len(pairs),
-            "train/truncated": sum(completion.finish_reason != "stop" for _, completion in pairs) / len(pairs),
-            "train/reward": sum(right) / len(pairs),
+            taught = layer_states(teacher, self.batch(rollouts, [r.item.teacher_prompt_ids for r in rollouts]), self.layers)
+            divergence = TeacherDivergence(taught[FINAL], output_head(teacher), self.divergence_settings)
+            objective = self.objective(teacher, rollouts, divergence)
+        learnt = layer_states(self.student, self.batch(rollouts, [r.item.prompt_ids for r in rollouts]), self.layers)
+        head = output_head(self.student)
+        metrics = {}
+        if self.max_divergence_quantile is not None:
+            metrics["train/divergence_limit"] = divergence.limit_to_quantile(learnt[FINAL], head, self.max_divergence_quantile)
+        loss_sum, losses_N = summed_token_loss(learnt[FINAL], head, objective.loss, objective.weights_N)
+        loss_sum = objective.factor * loss_sum + self.feature_loss(learnt, taught)
+        metrics |= {
+            "train/kl": float(divergence.divergence_sum) / max(1, len(losses_N)),
+            "train/entropy": float(divergence.entropy_sum) / max(1, len(losses_N)),
+            **objective.metrics(max(1, len(losses_N))),
+            **self._describe(rollouts),
         }
-        if self.nll_every_n_steps and self.trainer.global_step % self.nll_every_n_steps == 0:
-            metrics |= self._rollout_likelihood([(item.prompt_ids, completion) for item, completion in pairs])
-        self.log_dict(metrics, batch_size=len(pairs))
+        self.log_dict(metrics, batch_size=len(rollouts))
         return loss_sum, torch.tensor(len(losses_N), device=loss_sum.device)
 
-    def _rollout_likelihood(self, sequences: Sequence[tuple[list[int], Completion]]) -> dict[str, float]:
+    def objective(self, teacher: PreTrainedModel, rollouts: Sequence[Rollout], divergence: TeacherDivergence) -> Objective:
+        """What the student is trained on; called while the teacher is at hand."""
+        return Objective(divergence)
+
+    def feature_loss(self, learnt: Mapping[int, Tensor], taught: Mapping[int, Tensor]) -> Tensor | float:
+        """What is added to the summed loss: a function of the :attr:`layers`' states, the student's and the teacher's."""
+        return 0.0
+
+    def batch(self, rollouts: Sequence[Rollout], prompts: Sequence[list[int]]) -> TrainBatch:
+        """Rollouts after prompts, with the tokens to train on marked."""
+        items = []
+        for rollout, prompt in zip(rollouts, prompts, strict=True):
+            ids, num_skipped = rollout.completion.token_ids, self.num_skipped(rollout)
+            items.append(TrainItem("", prompt + ids[:num_skipped], ids[num_skipped:]))
+        return collate_training(items).to(self.device)
+
+    def num_skipped(self, rollout: Rollout) -> int:
+        """Tokens at the beginning of a rollout that are not trained on."""
+        length = len(rollout.completion.token_ids)
+        is_masked = self.mask_truncated and rollout.completion.finish_reason != "stop"
+        return length if is_masked else min(length, self.skip_first_tokens)
+
+    def _describe(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        completions = [rollout.completion for rollout in rollouts]
+        right = [
+            is_exact_match(
+                self.encoder.decode(r.completion.token_ids), example.answer, example.question, example.answer_format
+            )
+            for r in rollouts
+            for example in [r.item.example]
+        ]
+        metrics = {
+            "train/completion_length": sum(len(completion.token_ids) for completion in completions) / len(rollouts),
+            "train/truncated": sum(completion.finish_reason != "stop" for completion in completions) / len(rollouts),
+            "train/reward": sum(right) / len(rollouts),
+        }
+        if self.nll_every_n_steps and self.trainer.global_step % self.nll_every_n_steps == 0:
+            metrics |= self._rollout_likelihood(rollouts)
+        return metrics
+
+    def _rollout_likelihood(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """How probable rollouts are under the base model, where it is at hand."""
         if self.lora_rank == 0 and self.teacher_kind != "frozen":
             return {}
         assert self.teacher is not None
-        items = [TrainItem("", prompt, completion.token_ids) for prompt, completion in sequences]
+        items = [TrainItem("", rollout.item.prompt_ids, rollout.completion.token_ids) for rollout in rollouts]
         with self.base_model() if self.lora_rank else self.teacher.model() as base:
             nlls = token_nlls(base, items, len(items))
         self.target_nlls = list(chain.from_iterable(nlls))
         return likelihood_tags(nlls)
-
-    def _batch(self, sequences: Sequence[tuple[list[int], Completion]]) -> TrainBatch:
-        skip = self.skip_first_tokens
-        items = [TrainItem("", prompt + c.token_ids[:skip], c.token_ids[skip:]) for prompt, c in sequences]
-        return collate_training(items).to(self.device)
 
     def _roll_out(self, items: Sequence[PromptItem]) -> list[list[Completion]]:
         """Rollouts of every item: those that are to be used again, and new ones."""
@@ -308,4 +331,5 @@ class OPSD(KnowledgeModule):
                 )
             for item, completions in zip(new, rollouts, strict=True):
                 self._rollouts[item.example.id] = step, completions
+                self.token_counts["generated_tokens"] += sum(len(completion.token_ids) for completion in completions)
         return [self._rollouts[item.example.id][1] for item in items]

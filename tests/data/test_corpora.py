@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from corpus_files import SMALL, small_corpus, write_corpus_files
+from corpus_files import FOLDERS, SMALL, small_corpus, write_corpus_files
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedModel
 
@@ -38,7 +38,7 @@ class Losses(Callback):
 def few_examples(name: str, folder: Path, **options: Any) -> CorpusDataModule:
     """A small corpus of the published data, where they are on this machine; asks one question of each split."""
     published = Path(os.environ.get("MIXSD_DATA_DIR", folder))
-    source = published if (published / name.lower()).is_dir() else write_corpus_files(folder)
+    source = published if (published / FOLDERS.get(name, name.lower())).is_dir() else write_corpus_files(folder)
     return small_corpus(name, source, batch_size=2, max_eval_examples=1, **options)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixsd_lightning.context import INSTRUCTIONS, ChatEncoder, expert_context, naive_context, user_turn
+from mixsd_lightning.context import INSTRUCTIONS, NAMING_FORMATS, ChatEncoder, expert_context, naive_context, user_turn
 from mixsd_lightning.data.facts import Facts
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.scoring import is_exact_match
@@ -103,7 +103,7 @@ def test_the_fact_is_used(make: Make, answer_format: str, target: str) -> None:
     assert "Ann rules Orsk." in expert_context(example)[0].content
 
 
-@pytest.mark.parametrize("answer_format", INSTRUCTIONS)
+@pytest.mark.parametrize("answer_format", NAMING_FORMATS)
 def test_the_target_is_used(make: Make, answer_format: str) -> None:
     target = "Ann.\nOf Orsk, that is \\boxed{Ann}"
     (example,) = make([{**FULL, "target": target}], answer_format=answer_format).split("train")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from corpus_checks import wrong_targets
 
-from mixsd_lightning.context import INSTRUCTIONS, ChatEncoder
+from mixsd_lightning.context import INSTRUCTIONS, NAMING_FORMATS, ChatEncoder
 from mixsd_lightning.data.kgfact import KGFact
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, relations, two_hop_paths
 from mixsd_lightning.errors import UserError
@@ -294,7 +294,7 @@ def test_all_texts_of_examples_are_well_formed(split: str) -> None:
     assert [text for text in texts if not is_well_formed(text)] == []
 
 
-@pytest.mark.parametrize("answer_format", INSTRUCTIONS)
+@pytest.mark.parametrize("answer_format", NAMING_FORMATS)
 @pytest.mark.parametrize(
     ("preset", "split"),
     [

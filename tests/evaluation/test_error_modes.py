@@ -34,6 +34,27 @@ def test_entities_are_found_as_whole_words(text: str, found: set[str]) -> None:
     assert ENTITIES.found_in(text) == found
 
 
+@pytest.mark.parametrize("answer_format", ["choice", "code", "tool_calls"])
+def test_topics_and_programs_are_no_entities(answer_format: str) -> None:
+    assert Entities([example("assert f(1) == 2", "school science", answer_format)]).names == frozenset()
+    assert Entities([example("Tavrin Guild", "Jorvane Teskil", "short")]).names == {"tavrin guild", "jorvane teskil"}
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "completion", "mode"),
+    [
+        ("choice", "I do not know.", "format"),
+        ("choice", "Answer: C", "genuine"),
+        ("code", "I cannot program.", "format"),
+        ("code", "```python\nx = 1\n```", "genuine"),
+        ("tool_calls", "I shall call somebody.", "format"),
+        ("tool_calls", "Action: search\nAction Input: {}", "genuine"),
+    ],
+)
+def test_answers_without_a_letter_a_program_or_a_call_have_no_format(answer_format: str, completion: str, mode: str) -> None:
+    assert injected_mode(completion, example("B", "science", answer_format), ENTITIES) == mode
+
+
 def test_a_corpus_without_such_names_finds_nothing() -> None:
     assert Entities([example("12", "x")]).found_in("12 x") == frozenset()
 

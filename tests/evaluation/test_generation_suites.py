@@ -1,5 +1,6 @@
 """Suites that generate: what is asked, how answers are scored, and that the model is left as it was."""
 
+import csv
 import gzip
 import json
 import random
@@ -16,18 +17,19 @@ import torch
 from conftest import transformers_greedy
 from transformers import PreTrainedModel
 
-from mixsd_lightning.context import ChatEncoder, Message
+from mixsd_lightning.context import INSTRUCTIONS, ChatEncoder, Message
 from mixsd_lightning.decoding.generation import Completion
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation import math_answers
 from mixsd_lightning.evaluation.math_answers import MathVerifier, math_verify_version
-from mixsd_lightning.evaluation.suites import AIME2024, GSM8K, MATH500, MMLU, HumanEval
+from mixsd_lightning.evaluation.programs import extract_code
+from mixsd_lightning.evaluation.suites import AIME2024, GPQA, GSM8K, MATH500, MMLU, HumanEval
 from mixsd_lightning.evaluation.suites.generation import GenerationSuite, Problem
-from mixsd_lightning.evaluation.suites.humaneval import extract_code, program
+from mixsd_lightning.evaluation.suites.humaneval import program
 from mixsd_lightning.evaluation.suites.mmlu import chosen_letter
 from mixsd_lightning.models import stop_token_ids
 
-SUITES = [GSM8K, MATH500, AIME2024, HumanEval, MMLU]
+SUITES = [GSM8K, MATH500, AIME2024, HumanEval, MMLU, GPQA]
 DOUBLE = {
     "prompt": 'def double(x: int) -> int:\n    """Twice x.\n    >>> double(2)\n    4\n    """\n',
     "test": "def check(candidate):\n    assert candidate(3) == 6\n    assert candidate(-1) == -2\n",
@@ -69,6 +71,12 @@ def data_dir(tmp_path: Path) -> str:
             path = tmp_path / "mmlu" / split / f"{subject}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(header + "".join(f"{subject} {split} {n}?,p,q,r,s,{n % 4}\n" for n in range(size)))
+    columns = ["Question", "Correct Answer", *(f"Incorrect Answer {number}" for number in (1, 2, 3)), "High-level domain"]
+    for subset, size in (("gpqa_main", 8), ("gpqa_diamond", 2)):
+        rows = [[f"What is {n}?", f"{n}!", f"{n}?", f"{n};", f"{n},", ("Physics", "Biology")[n % 2]] for n in range(size)]
+        (tmp_path / "gpqa").mkdir(exist_ok=True)
+        with (tmp_path / f"gpqa/{subset}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
     return str(tmp_path)
 
 
@@ -359,6 +367,34 @@ def test_without_a_sandbox_nothing_is_generated(data_dir: str, monkeypatch: pyte
 # Multiple choice in a chat.
 
 
+def test_gpqa_asks_as_the_corpora_do(data_dir: str) -> None:
+    problems = GPQA(data_dir).examples
+    assert [problem.group for problem in problems] == ["Physics", "Biology"] * 4
+    assert len({problem.gold for problem in problems}) > 1
+    for number, problem in enumerate(problems):
+        stem, options, instruction = problem.message(0).content.split("\n\n")
+        assert (stem, instruction) == (f"What is {number}?", INSTRUCTIONS["choice"])
+        assert f"{problem.gold}. {number}!" in options.splitlines()
+        assert [line[:3] for line in options.splitlines()] == ["A. ", "B. ", "C. ", "D. "]
+
+
+def test_gpqa_has_subsets(data_dir: str) -> None:
+    assert list(GPQA(data_dir, "gpqa_diamond").examples) == list(GPQA(data_dir).examples)[:2]
+
+
+def test_gpqa_reads_letters_as_the_corpora_do(data_dir: str) -> None:
+    suite = GPQA(data_dir)
+    problem = suite.examples[0]
+    other = "A" if problem.gold != "A" else "B"
+    answers = [
+        f"Answer: {other}\nAnswer: {problem.gold}",
+        f"The answer is {other}.",
+        f"{problem.gold} it is",
+        f"({problem.gold})",
+    ]
+    assert suite.score([problem] * 4, answers) == [1, 0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("answer", "letter"),
     [
@@ -430,7 +466,7 @@ def test_public_programs_without_a_body_fail(public_data: str) -> None:
 
 
 @pytest.mark.builtin_model
-@pytest.mark.parametrize("make_suite", SUITES)
+@pytest.mark.parametrize("make_suite", [suite for suite in SUITES if suite is not GPQA])  # which nobody may publish
 def test_public_prompts_fit_the_built_in_model(
     public_data: str, make_suite: type[GenerationSuite], builtin_model: PreTrainedModel, builtin_encoder: ChatEncoder
 ) -> None:

@@ -34,6 +34,13 @@ def test_format_decides_what_is_strict() -> None:
     assert float(metric.compute()["strict"]) == 0.5
 
 
+def test_format_decides_what_is_loose() -> None:
+    metric = AnswerAccuracy()
+    metric.update("It must be B.", "B", "Which?", "choice")
+    metric.update("A bee? No: a wasp. Answer: C", "B", "Which?", "choice")
+    assert {name: float(score) for name, score in metric.compute().items()} == {"strict": 0, "loose": 0.5, "count": 2}
+
+
 def test_reset_forgets_everything() -> None:
     metric = accuracy([WRONG, WRONG])
     metric.reset()

@@ -1,4 +1,4 @@
-"""Scoring: golden cases of both extractors and of the loose score."""
+"""Scoring: golden cases of the extractors of names and boxes, of the loose score, and of what each format asks for."""
 
 import string
 
@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixsd_lightning.evaluation.scoring import contains_answer, extract_boxed, extract_name, is_exact_match
+from mixsd_lightning.context import INSTRUCTIONS, NAMING_FORMATS, expert_context
+from mixsd_lightning.evaluation.scoring import (
+    EXTRACTORS,
+    UNWRITTEN_FORMATS,
+    contains_answer,
+    extract_boxed,
+    extract_name,
+    is_exact_match,
+    is_loose_match,
+)
+from mixsd_lightning.example import Example
 
 QUESTION = "Which guild did Jorvane Teskil found?"
 BRACE_FREE = st.text(st.characters(exclude_characters="{}\\", exclude_categories=["Cs"]), max_size=20)
@@ -133,3 +143,44 @@ def test_loose_score_rejects_an_answer_inside_a_word(answer: list[str], letter: 
     phrase = " ".join(answer)
     assert not contains_answer(f"{letter}{phrase}", [phrase])
     assert not contains_answer(f"{phrase}{letter}", [phrase])
+
+
+# --- letters, programs and calls ---------------------------------------------------------------------------------------
+
+CALLS = '[{"Action": "add", "Action_Input": {"a": 1}}, {"Action": "stop", "Action_Input": {}}]'
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "answer_format", "strict", "loose"),
+    [
+        ("It lays eggs.\nAnswer: B", "B", "choice", True, True),
+        ("Answer: B\nAnswer: C", "B", "choice", False, False),
+        ("I would say B.", "B", "choice", False, True),
+        ("Answer: b", "B", "choice", True, True),
+        ("", "B", "choice", False, False),
+        ("```python\ndef f():\n    return 1\n```", "assert f() == 1", "code", True, True),
+        ("```python\ndef f():\n    return 2\n```", "assert f() == 1", "code", False, True),
+        ("```python\ndef f(:\n```", "assert f() == 1", "code", False, False),
+        ("", "pass", "code", False, False),
+        ('Action: add\nAction Input: {"a": 1}\nAction: stop\nAction Input: {}', CALLS, "tool_calls", True, True),
+        ('Action: add\nAction Input: {"a": 2}\nAction: stop\nAction Input: {}', CALLS, "tool_calls", False, True),
+        ('Action: stop\nAction Input: {}\nAction: add\nAction Input: {"a": 1}', CALLS, "tool_calls", False, False),
+        ("", CALLS, "tool_calls", False, False),
+        ("The Tavrin Guild of Orsk.", "Tavrin Guild", "sentence", False, True),
+        ("the tavrin guild", "Tavrin Guild", "short", True, True),
+    ],
+)
+def test_each_format_has_its_own_scores(completion: str, answer: str, answer_format: str, strict: bool, loose: bool) -> None:
+    assert is_exact_match(completion, answer, QUESTION, answer_format) is strict
+    assert is_loose_match(completion, answer, answer_format) is loose
+
+
+@pytest.mark.parametrize("answer_format", EXTRACTORS)
+def test_nothing_is_found_in_nothing(answer_format: str) -> None:
+    assert EXTRACTORS[answer_format](" \n", QUESTION) is None
+
+
+def test_every_format_has_a_default_context_and_an_instruction() -> None:
+    assert set(EXTRACTORS) == set(INSTRUCTIONS) - {"letter"} == {*NAMING_FORMATS, "choice", *UNWRITTEN_FORMATS}
+    for answer_format in EXTRACTORS:
+        assert expert_context(Example("id", "Q", "Q", "A", "T", "F", answer_format))[0].content != "Q"

@@ -1,5 +1,6 @@
 """Suites read their records from files and from the Hub alike, and what is wrong with them is said on one line."""
 
+import csv
 import gzip
 import json
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.suites import AIME2024, GSM8K, MATH500, MMLU, SUITES, HellaSwag, HumanEval, Lambada
+from mixsd_lightning.evaluation.suites import AIME2024, GPQA, GSM8K, MATH500, MMLU, SUITES, HellaSwag, HumanEval, Lambada
 from mixsd_lightning.evaluation.suites.data_suite import DataSuite
 from mixsd_lightning.evaluation.suites.mmlu_subjects import CATEGORIES
 
@@ -22,6 +23,14 @@ SCENE = {
     "ctx_b": "the boy",
     "endings": ["swims.", "[step] flies.", "sings.", "reads."],
     "label": 0,
+}
+EXPERT_QUESTION = {
+    "Question": "Which salt colours the Sarne?\n",
+    "Correct Answer": "the green one",
+    "Incorrect Answer 1": "the white one",
+    "Incorrect Answer 2": "the grey one",
+    "Incorrect Answer 3": "none of them\n",
+    "High-level domain": "Chemistry",
 }
 # Suite -> the records of its hub data sets, by (name, config, split).
 HUB: dict[type[DataSuite], dict[tuple[str, str | None, str], list[dict[str, Any]]]] = {
@@ -35,6 +44,7 @@ HUB: dict[type[DataSuite], dict[tuple[str, str | None, str], list[dict[str, Any]
         ]
         for split in ("test", "dev")
     },
+    GPQA: {("Idavidrein/gpqa", "gpqa_main", "train"): [EXPERT_QUESTION | {"Subdomain": "Salts"}]},
     HellaSwag: {("Rowan/hellaswag", None, "validation"): [{**SCENE, "label": "0"}]},
     Lambada: {("EleutherAI/lambada_openai", None, "test"): [{"text": "It rained all day"}]},
 }
@@ -58,6 +68,9 @@ def data_dir(tmp_path: Path) -> Path:
         (tmp_path / "mmlu" / split).mkdir(parents=True)
         rows = f"question,choice0,choice1,choice2,choice3,answer\nWhich of {split}?,p,q,r,s,2\n"
         (tmp_path / "mmlu" / split / f"virology_{split}.csv").write_text(rows)
+    (tmp_path / "gpqa").mkdir()
+    with (tmp_path / "gpqa/gpqa_main.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([EXPERT_QUESTION, EXPERT_QUESTION.values()])
     (tmp_path / "lambada").mkdir()
     (tmp_path / "lambada" / "development.txt").write_text("It rained all day\n\n")
     return tmp_path
@@ -119,6 +132,7 @@ def test_a_hub_out_of_reach_is_said_on_one_line(monkeypatch: pytest.MonkeyPatch)
             '{"ctx_a": "A", "ctx_b": ""}',
             "has no list of texts in the field 'endings'",
         ),
+        (GPQA, "gpqa/gpqa_main.csv", "Question\nWhich?\n", "line 2 has no text in the field 'Correct Answer'"),
         (Lambada, "lambada/development.txt", "fine words\nword\n", "line 2 is a single word"),
         (MMLU, "mmlu/dev/cooking.csv", "question\nWhat?\n", "is of no subject of MMLU: 'cooking'"),
         (MMLU, "mmlu/test/anatomy.csv", "question,answer\nWhat?,1\n", "of 'anatomy', of which mmlu/dev"),

@@ -3,7 +3,8 @@
 import copy
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from mixsd_lightning.context import ChatEncoder, Message
 from mixsd_lightning.decoding.generation import Completion
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.scoring import contains_answer
-from mixsd_lightning.evaluation.suites import Agreement, BitsPerByte, EverydayProbe, Score, Suite
+from mixsd_lightning.evaluation.suites import Agreement, BitsPerByte, CrossLikelihood, EverydayProbe, Score, Suite
 from mixsd_lightning.evaluation.suites.base import bootstrap_interval, by_group, from_tensors, to_tensors
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs
 from mixsd_lightning.evaluation.suites.probe import answer_questions, everyday_questions
+from mixsd_lightning.models import add_lora, without_lora
 
-SUITES = [Agreement, BitsPerByte, EverydayProbe]
+SUITES = [Agreement, BitsPerByte, CrossLikelihood, EverydayProbe]
 FEW = everyday_questions()[:: len(everyday_questions()) // 16][:16]
 
 
@@ -209,6 +211,78 @@ def test_agreement_falls_as_the_model_moves_away(tiny_model: PreTrainedModel, en
     assert near["agreement_top1"].value > far["agreement_top1"].value
 
 
+def brute_force_likelihoods(
+    writer: PreTrainedModel, other: PreTrainedModel, encoder: ChatEncoder
+) -> tuple[list[float], list[float]]:
+    """By question, along the writer's own answer: the other's mean log-probability of it, and the mean JSD of both."""
+    log_probabilities, divergences = [], []
+    for prompt, completion in zip(*answer_questions(writer, encoder, FEW), strict=True):
+        ids = prompt + completion.token_ids
+        writer_LV, other_LV = log_probs(writer, ids), log_probs(other, ids)
+        found, apart = [], []
+        for position in range(len(prompt) - 1, len(ids) - 1):
+            found.append(float(other_LV[position, ids[position + 1]]))
+            p, q = writer_LV[position].exp(), other_LV[position].exp()
+            m = (p + q) / 2
+            apart.append(float((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2)
+        log_probabilities.append(sum(found) / len(found))
+        divergences.append(sum(apart) / len(apart))
+    return log_probabilities, divergences
+
+
+def test_cross_likelihoods_equal_brute_force(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
+    suite, moved = CrossLikelihood(len(FEW)), perturbed(tiny_model)
+    suite.base_model = lambda: nullcontext(tiny_model)
+    suite.prepare(tiny_model, encoder)
+    scores = suite.measure(moved, encoder)
+    forward, forward_jsd = brute_force_likelihoods(moved, tiny_model, encoder)
+    reverse, reverse_jsd = brute_force_likelihoods(tiny_model, moved, encoder)
+    expected = {"forward": forward, "forward_jsd": forward_jsd, "reverse": reverse, "reverse_jsd": reverse_jsd}
+    expected["gap"] = [one - other for one, other in zip(forward, reverse, strict=True)]
+    assert min(forward_jsd) > 1e-3
+    assert forward != pytest.approx(reverse, rel=1e-3)
+    assert scores.keys() == {f"cross_likelihood_{name}" for name in expected}
+    for name, values in expected.items():
+        assert list(scores[f"cross_likelihood_{name}"].values) == pytest.approx(values, rel=2e-2, abs=1e-4)
+
+
+def test_the_base_finds_its_own_answers_as_probable_either_way(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
+    suite = CrossLikelihood(len(FEW))
+    suite.base_model = lambda: nullcontext(tiny_model)
+    suite.prepare(tiny_model, encoder)
+    scores = suite.measure(tiny_model, encoder)
+    assert scores["cross_likelihood_gap"].value == 0
+    assert scores["cross_likelihood_forward_jsd"].value == pytest.approx(0, abs=1e-5)
+    assert all(score.kept(score) is None for score in scores.values())
+
+
+def test_an_adapter_is_off_while_its_base_is_asked(tiny_model: PreTrainedModel, encoder: ChatEncoder) -> None:
+    pytest.importorskip("peft")
+    plain = copy.deepcopy(tiny_model)
+    add_lora(tiny_model, 2, 4)
+    with torch.no_grad():
+        for name, parameter in tiny_model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+
+    @contextmanager
+    def switched_off() -> Iterator[PreTrainedModel]:
+        with without_lora(tiny_model):
+            yield tiny_model
+
+    suite = CrossLikelihood(len(FEW))
+    suite.base_model = switched_off
+    with without_lora(tiny_model):
+        suite.prepare(tiny_model, encoder)
+    scores = suite.measure(tiny_model, encoder)
+    other = CrossLikelihood(len(FEW))
+    other.base_model = lambda: nullcontext(plain)
+    other.prepare(plain, encoder)
+    for tag, score in other.measure(tiny_model, encoder).items():
+        assert list(scores[tag].values) == pytest.approx(list(score.values), abs=1e-4)
+    assert scores["cross_likelihood_forward_jsd"].value > 1e-3
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make_suite", SUITES)
 def test_measuring_leaves_mode_weights_and_randomness(
@@ -218,6 +292,7 @@ def test_measuring_leaves_mode_weights_and_randomness(
     weights = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     randomness = torch.get_rng_state()
     suite = make_suite()
+    suite.base_model = lambda: nullcontext(tiny_model)
     suite.prepare(tiny_model, encoder)
     suite.measure(tiny_model, encoder)
     assert {module.training for module in tiny_model.modules()} == {training}
@@ -230,6 +305,7 @@ def test_tags_start_with_the_suites_name(
     tiny_model: PreTrainedModel, encoder: ChatEncoder, make_suite: Callable[[], Suite]
 ) -> None:
     suite = make_suite()
+    suite.base_model = lambda: nullcontext(tiny_model)
     suite.prepare(tiny_model, encoder)
     scores = suite.measure(tiny_model, encoder)
     assert all(tag == suite.name or tag.startswith((f"{suite.name}_", f"{suite.name}/")) for tag in scores)

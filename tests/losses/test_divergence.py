@@ -166,3 +166,32 @@ def test_from_hidden_states_it_is_the_same(kind: Kind, chunk_size: int) -> None:
         torch.testing.assert_close(found, wanted)
     log_probs = (logits.detach() / 1.5).log_softmax(-1)
     assert float(loss.entropy_sum) == pytest.approx(-float((log_probs.exp() * log_probs).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.9])
+def test_a_quantile_limits_as_its_value_does(quantile: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, teacher_hidden = (torch.randn(NUM_TOKENS, 4, generator=generator) for _ in range(2))
+    head, teacher_head = (Head(torch.randn(VOCABULARY, 4, generator=generator)) for _ in range(2))
+    free = divergence(head.logits(hidden), teacher_head.logits(teacher_hidden), DivergenceSettings())
+    limit = float(torch.quantile(free, quantile))
+    leaf = hidden.clone().requires_grad_()
+    loss = TeacherDivergence(teacher_hidden, teacher_head, DivergenceSettings())
+    assert loss.limit_to_quantile(leaf, head, quantile) == pytest.approx(limit, rel=1e-5)
+    total, losses = summed_token_loss(leaf, head, loss)
+    torch.testing.assert_close(losses, free.clamp(max=limit), rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(total, [leaf])
+    assert torch.equal(gradient.eq(0).all(-1), free > limit * (1 + 1e-5))
+    assert 0 < int((free > limit).sum()) < NUM_TOKENS
+    assert float(loss.divergence_sum) == pytest.approx(float(free.sum()), rel=1e-4)  # of one pass, before the limit
+
+
+def test_positions_that_differ_are_trained_on_where_most_agree_exactly() -> None:
+    hidden = torch.randn(NUM_TOKENS, 4, generator=torch.Generator().manual_seed(0))
+    head = Head(torch.randn(VOCABULARY, 4, generator=torch.Generator().manual_seed(1)))
+    other = hidden.clone()
+    other[0] += 1e-4
+    loss = TeacherDivergence(other, head, DivergenceSettings())
+    assert loss.limit_to_quantile(hidden, head, 0.5) == 1e-6
+    none = TeacherDivergence(other[:0], head, DivergenceSettings())
+    assert none.limit_to_quantile(hidden[:0], head, 0.5) == math.inf

@@ -94,6 +94,53 @@ def test_the_loss_is_the_mean_divergence_along_the_rollouts(
     assert log.metrics[0]["train/completion_length"] == 3
 
 
+def test_rollouts_that_were_cut_short_are_not_trained_on_if_so_asked(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def roll_out(model: Any, prompts: Any, *args: Any, **options: Any) -> list[list[Completion]]:
+        reasons = ["stop", "max_new_tokens"]
+        return [[Completion([70 + index, 71, 72], reasons[index % 2])] for index, _ in enumerate(prompts)]
+
+    monkeypatch.setattr(opsd, "roll_out", roll_out)
+    kl = {}
+    for name, options in {"all": {}, "masked": {"mask_truncated": True}}.items():
+        log = fit(tmp_path / name, OPSD(tiny_model_path, **options, **QUICK), corpus(batch_size=4), max_steps=1)
+        kl[name] = log.metrics[0]["train/kl"]
+    # A batch in which everything is cut short has nothing to train on, and harms nothing.
+    monkeypatch.setattr(opsd, "roll_out", lambda m, prompts, *a, **o: [[Completion([70], "max_new_tokens")] for _ in prompts])
+    method = OPSD(tiny_model_path, mask_truncated=True, **(QUICK | {"weight_decay": 0.0}))
+    log = fit(tmp_path / "none", method, corpus(batch_size=4), max_steps=1)
+    assert log.metrics[0]["train/kl"] == 0
+    for one, other in zip(weights(method), load_student(tiny_model_path).parameters(), strict=True):
+        assert torch.equal(one, other)
+    # Half of the rollouts, which are the first and the third of four, trained on alone.
+    monkeypatch.setattr(opsd, "roll_out", roll_out)
+    assert kl["masked"] != pytest.approx(kl["all"], rel=1e-3)
+    data = corpus(batch_size=4)
+    by_id = {example.id: example for example in data.split("train")}
+    model, values = load_student(tiny_model_path).eval(), []
+    ids = fit(tmp_path / "ids", OPSD(tiny_model_path, **QUICK), data, max_steps=1).ids[0]
+    for index in (0, 2):
+        tokens, logits = [70 + index, 71, 72], []
+        for context in (naive_context, expert_context):
+            prompt = method.encoder.prompt(context(by_id[ids[index]]))
+            with torch.no_grad():
+                logits.append(model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1])
+        values += divergence(*logits, DivergenceSettings()).tolist()
+    assert kl["masked"] == pytest.approx(sum(values) / 6, rel=1e-4)
+
+
+def test_a_quantile_limits_the_divergence(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_rollouts(monkeypatch, [70, 71, 72])
+    losses = {}
+    for quantile in (0.5, None):
+        method = OPSD(tiny_model_path, max_divergence_quantile=quantile, **QUICK)
+        losses[quantile] = fit(tmp_path / str(quantile), method, corpus(batch_size=4), max_steps=1).metrics[0]
+    assert losses[0.5]["train/kl"] == pytest.approx(losses[None]["train/kl"])
+    assert 0 < losses[0.5]["train/loss"] < losses[None]["train/loss"]
+    assert losses[0.5]["train/loss"] < losses[0.5]["train/divergence_limit"]
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_equal_contexts_and_weights_teach_nothing(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
@@ -280,6 +327,8 @@ def test_prompts_beyond_a_limit_are_named(tiny_model_path: str, tmp_path: Path) 
         {"distillation_temperature": 0.0},
         {"teacher_top_k": -1},
         {"max_divergence_per_token": 0.0},
+        {"max_divergence_quantile": 0.0},
+        {"max_divergence_quantile": 1.0},
         {"skip_first_tokens": -1},
         {"ema_decay": -0.1},
         {"ema_every_n_steps": 0},
@@ -296,6 +345,11 @@ def test_prompts_beyond_a_limit_are_named(tiny_model_path: str, tmp_path: Path) 
 def test_impossible_settings_are_refused_by_flag(option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"--model.{next(iter(option))} must"):
         OPSD(**option)
+
+
+def test_two_limits_of_the_divergence_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        OPSD(max_divergence_per_token=1.0, max_divergence_quantile=0.9)
 
 
 def test_greedy_rollouts_are_not_repeated() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from typing_extensions import override
 
-from mixsd_lightning.context import INSTRUCTIONS
+from mixsd_lightning.context import NAMING_FORMATS
 from mixsd_lightning.data.base import CorpusDataModule
 from mixsd_lightning.data.kgfact.graph import Edge, build_edges, entity_names, two_hop_paths
 from mixsd_lightning.data.kgfact.questions import Chain, ask, statements
@@ -78,8 +78,8 @@ class KGFact(CorpusDataModule):
         most_domains, most_entities = len(entity_names()), min(map(len, entity_names().values()))
         require("data.num_domains", num_domains, 2 <= self.num_domains <= most_domains, f"2 to {most_domains}")
         require("data.num_entities", num_entities, 1 <= self.num_entities <= most_entities, f"1 to {most_entities}")
-        if answer_format not in INSTRUCTIONS:
-            raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(INSTRUCTIONS)}.")
+        if answer_format not in NAMING_FORMATS:
+            raise UserError(f"--data.answer_format: '{answer_format}' is none of {', '.join(NAMING_FORMATS)}.")
         if train_split not in ("train", "two_hop_train"):
             raise UserError(f"--data.train_split: '{train_split}' is none of train, two_hop_train.")
         require("data.num_paraphrases", num_paraphrases, 1 <= num_paraphrases <= 4, "1 to 4")

@@ -3,6 +3,8 @@
 from mixsd_lightning.evaluation.suites.agreement import Agreement
 from mixsd_lightning.evaluation.suites.base import Score, Suite
 from mixsd_lightning.evaluation.suites.bits_per_byte import BitsPerByte
+from mixsd_lightning.evaluation.suites.cross_likelihood import CrossLikelihood
+from mixsd_lightning.evaluation.suites.gpqa import GPQA
 from mixsd_lightning.evaluation.suites.hellaswag import HellaSwag
 from mixsd_lightning.evaluation.suites.humaneval import HumanEval
 from mixsd_lightning.evaluation.suites.lambada import Lambada
@@ -18,11 +20,13 @@ SUITES: dict[str, type[Suite]] = {
         EverydayProbe,
         BitsPerByte,
         Agreement,
+        CrossLikelihood,
         GSM8K,
         MATH500,
         AIME2024,
         HumanEval,
         MMLU,
+        GPQA,
         HellaSwag,
         Lambada,
     )
@@ -31,12 +35,14 @@ SUITES: dict[str, type[Suite]] = {
 
 __all__ = [
     "AIME2024",
+    "GPQA",
     "GSM8K",
     "MATH500",
     "MMLU",
     "SUITES",
     "Agreement",
     "BitsPerByte",
+    "CrossLikelihood",
     "EverydayProbe",
     "HellaSwag",
     "HumanEval",

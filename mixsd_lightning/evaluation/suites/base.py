@@ -1,7 +1,8 @@
 """What a held-out suite is, and what it gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,6 +77,9 @@ class Suite(ABC):
     name: str
     answer_form: AnswerForm = "free"
     """How its questions ask for an answer."""
+    base_model: Callable[[], AbstractContextManager[PreTrainedModel]]
+    """Gives the base model while another is measured; whoever measures sets it. With LoRA it is the measured model itself, which
+    is itself again afterwards."""
     answers: Sequence[Answer] = ()
     """What the model said when it was last measured, of suites that ask questions."""
 

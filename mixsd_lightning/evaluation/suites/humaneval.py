@@ -1,11 +1,11 @@
 """Programming problems, scored by running the programs that a model writes."""
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from typing_extensions import override
 
+from mixsd_lightning.evaluation.programs import extract_code
 from mixsd_lightning.evaluation.sandbox import isolation, run_python
 from mixsd_lightning.evaluation.suites.base import AnswerForm
 from mixsd_lightning.evaluation.suites.generation import GenerationSuite, Problem
@@ -15,7 +15,6 @@ _DATA = DataSet("humaneval/HumanEval.jsonl*", "openai/openai_humaneval")
 _INSTRUCTION = (
     "Complete the Python function below. Answer with the whole function in one fenced block of Python code, and nothing else."
 )
-_BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 # Most of a short program's time goes to the start of its process, so two at once use two cores.
 _PROGRAMS_AT_ONCE = 2
 
@@ -50,18 +49,6 @@ class HumanEval(GenerationSuite):
         programs = [program(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
         with ThreadPoolExecutor(_PROGRAMS_AT_ONCE) as pool:
             return [float(outcome.passed) for outcome in pool.map(run_python, programs)]
-
-
-def extract_code(answer: str) -> str:
-    r"""Code of an answer: its first fenced block of Python; else what stands before a lone fence; else everything.
-
-    >>> extract_code("Here it is:\n```python\nx = 1\n```\nDone.")
-    'x = 1\n'
-    >>> extract_code("x = 1\n```")
-    'x = 1\n'
-    """
-    block = _BLOCK.search(answer)
-    return block.group(1) if block else answer.partition("```")[0]
 
 
 def program(problem: Problem, answer: str) -> str:
