@@ -33,7 +33,8 @@ def target_states(model: PreTrainedModel, batch: TrainBatch) -> Tensor:
 
 def layer_states(model: PreTrainedModel, batch: TrainBatch, layers: Collection[int]) -> dict[int, Tensor]:
     """The same for several layers: 0 is the embedding, n what comes after the n-th layer, and negative numbers count from
-    :data:`FINAL` backwards."""
+    :data:`FINAL` backwards.
+    """
     decoder = model.base_model
     token_ids_BL, is_target_BL = batch.token_ids_BL, batch.is_target_BL
     options: dict[str, Any] = {"output_hidden_states": any(layer != FINAL for layer in layers), "use_cache": False}

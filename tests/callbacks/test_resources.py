@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mixsd_lightning import OPSD, SFT, KGFact, KnowledgeModule, MetricsFile, Resources
-from mixsd_lightning.callbacks.resources import peak_memory_mb
 from mixsd_lightning.callbacks.energy import EnergyMeter
+from mixsd_lightning.callbacks.resources import peak_memory_mb
 
 QUICK: dict[str, Any] = {"max_new_tokens": 4, "warmup_steps": 0}
 
