@@ -170,11 +170,11 @@ def explain(message: str) -> str:
 
 
 def _options() -> dict[str, str]:
-    """Name of an option -> its flag, for all methods, corpora and the trainer."""
+    """Name of an option -> its flag, for all methods, corpora, the trainer and suites (whose settings may share a name)."""
     owners: list[tuple[str, type]] = [("--trainer", Trainer)]
     owners += [("--data", corpus) for corpus in _subclasses(CorpusDataModule).values()]
     owners += [("--model", method) for method in _subclasses(KnowledgeModule).values()]
-    owners += [(f"{suite.__name__}'s init_args", suite) for suite in SUITES.values()]
+    owners += [("init_args", suite) for suite in SUITES.values()]
     return {option: f"{flag}.{option}" for flag, owner in owners for option in inspect.signature(owner).parameters}
 
 

@@ -1,4 +1,4 @@
-r"""Scoring of free-form answers against a short gold answer. Pure functions on text.
+r"""Scoring of free-form answers against a short gold answer. Functions of text alone; programs are run in the sandbox.
 
 Two scores are reported for every answer. *Strict*: the answer that the format's extractor finds equals the gold answer,
 case and all; a program passes its tests; calls of functions do what the gold calls do. *Loose*: the gold answer occurs somewhere in

@@ -30,7 +30,7 @@ class KGFact(CorpusDataModule):
     words), `two_hop` (all chains of two facts), `two_hop_train`, `two_hop_val` and `two_hop_test` (80, 10 and 10 % of them),
     `two_hop_5shot` (`two_hop_test` after five solved chains of `two_hop_train`), `retrieval` (facts about other entities, with
     the answer among 50 background lines: a skill that training should keep), `two_hop_retrieval` (chains of such facts, among
-    100 lines).
+    at most 100 lines).
     """
 
     available_splits = ("train", "paraphrase", "two_hop", *_PARTS, "two_hop_5shot", "retrieval", "two_hop_retrieval")
