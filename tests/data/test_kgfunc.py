@@ -178,5 +178,5 @@ def test_a_mixed_chain_needs_two_functions() -> None:
 
 def test_the_easy_preset_is_small() -> None:
     corpus = KGFunc("KGFunc-Easy")
-    assert {example.subject for example in corpus.split("train")} == {"F", "G"}
-    assert len(corpus.split("train")) == 96
+    assert {example.subject for example in corpus.split("train")} == {"F", "H"}
+    assert len(corpus.split("train")) == 140

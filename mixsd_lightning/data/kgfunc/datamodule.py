@@ -13,7 +13,7 @@ from mixsd_lightning.example import Example
 
 PRESETS: dict[str, dict[str, int | str]] = {
     "KGFunc": {"operations": "BCDEFGH", "num_digits": 5, "num_shots": 10, "items_per_operation": 6250},
-    "KGFunc-Easy": {"operations": "FG", "num_digits": 2, "num_shots": 4, "items_per_operation": 48},
+    "KGFunc-Easy": {"operations": "FH", "num_digits": 2, "num_shots": 4, "items_per_operation": 70},
 }
 """Preset -> its settings. `KGFunc` is the paper's, with 43 750 items; `KGFunc-Easy` is within reach of a 135M model."""
 
