@@ -4,39 +4,30 @@ import string
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from typing_extensions import override
 
 from mixsd_lightning.context import user_turn
-from mixsd_lightning.data.base import CorpusDataModule
-from mixsd_lightning.data.slices import random_slice
+from mixsd_lightning.data.slices import SlicedCorpus
 from mixsd_lightning.data.wording import statement
-from mixsd_lightning.errors import require
 from mixsd_lightning.example import Example
 from mixsd_lightning.lettered import LetteredQuestion
 
 
-class ChoiceCorpus(CorpusDataModule):
+class ChoiceCorpus(SlicedCorpus):
     """Base of the corpora of multiple-choice questions: a subclass only says which questions a split has (:meth:`questions`)."""
 
     available_splits: tuple[str, ...] = ("train", "validation", "test")
 
-    def __init__(
-        self,
-        data_dir: str | None,
-        max_examples: int | None,
-        reasoning: bool,
-        expert_context: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        eval_splits: Sequence[str],
-        max_eval_examples: int | None,
-        seed: int,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed, expert_context)
-        require("data.max_examples", max_examples, max_examples is None or max_examples >= 1, "at least 1, or null for all")
-        self.data_dir = data_dir
-        self.max_examples = max_examples
+    def __init__(self, data_dir: str | None = None, reasoning: bool = True, **options: Any) -> None:
+        """
+        Args:
+            data_dir: Folder with the data set's file; by default it comes from the Hugging Face Hub.
+            reasoning: Ask for reasoning before the answer, and teach the explanation; else the letter alone.
+            options: Those of `SlicedCorpus`.
+        """
+        super().__init__(data_dir, **options)
         self.reasoning = reasoning
 
     @abstractmethod
@@ -48,16 +39,14 @@ class ChoiceCorpus(CorpusDataModule):
         return {name: self._examples(name) for name in names}
 
     def _examples(self, split: str) -> list[Example]:
-        questions = self.questions(split)
         # Data sets repeat a question now and then, and each time it needs an id of its own.
         seen: Counter[str] = Counter()
-        ids = []
-        for question in questions:
+        known = []
+        for question in self.questions(split):
             seen[question.identity] += 1
             number = seen[question.identity]
-            ids.append(f"{split}-{question.identity}" + (f"-{number}" if number > 1 else ""))
-        chosen = random_slice(len(questions), self.max_examples, f"{self.seed}|{split}|{type(self).__name__}")
-        return [self._example(ids[number], questions[number]) for number in chosen]
+            known.append((f"{split}-{question.identity}" + (f"-{number}" if number > 1 else ""), question))
+        return [self._example(example_id, question) for example_id, question in self.slice_of(split, known)]
 
     def _example(self, example_id: str, question: LetteredQuestion) -> Example:
         options, letter = question.shuffled(self.seed)

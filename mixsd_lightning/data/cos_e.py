@@ -1,6 +1,6 @@
 """CoS-E: commonsense questions with an explanation that people wrote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
@@ -25,42 +25,6 @@ class CosE(ChoiceCorpus):
     Published are a training and a development split, and what is reported is usually the best checkpoint's score on the latter.
     Here that split is `test`, and a tenth of the training questions, chosen by a digest of their ids, is held out as `validation`.
     """
-
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        max_examples: int | None = None,
-        reasoning: bool = True,
-        expert_context: str | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        eval_splits: Sequence[str] = ("train", "validation"),
-        max_eval_examples: int | None = 200,
-        seed: int = 42,
-    ) -> None:
-        """
-        Args:
-            data_dir: Folder with the data set's files; by default it comes from the Hugging Face Hub.
-            max_examples: Use at most this many questions of each split (a fixed random choice); null uses all.
-            reasoning: Ask for reasoning before the answer, and teach the explanation; else the letter alone.
-            expert_context: How the expert is shown the answer; by default as a reference to study.
-            batch_size: Examples in a training batch, per device.
-            eval_batch_size: Questions that are answered at once during validation.
-            eval_splits: Splits that are answered at each validation.
-            max_eval_examples: Ask at most this many questions of each split (a fixed random choice); null asks all.
-            seed: Decides the order of options, the choice of questions and the order of training examples.
-        """
-        super().__init__(
-            data_dir,
-            max_examples,
-            reasoning,
-            expert_context,
-            batch_size,
-            eval_batch_size,
-            eval_splits,
-            max_eval_examples,
-            seed,
-        )
 
     @override
     def questions(self, split: str) -> list[LetteredQuestion]:

@@ -2,13 +2,13 @@
 
 import ast
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from mixsd_lightning.context import user_turn
-from mixsd_lightning.data.base import CorpusDataModule
-from mixsd_lightning.data.slices import random_slice
+from mixsd_lightning.data.slices import SlicedCorpus
 from mixsd_lightning.errors import require
 from mixsd_lightning.evaluation.programs import statements
 from mixsd_lightning.evaluation.sandbox import isolation
@@ -20,7 +20,7 @@ _TASK_IDS = {"train": range(601, 975), "validation": range(511, 601), "test": ra
 _MOST_TASKS = max(tasks.stop for tasks in _TASK_IDS.values())
 
 
-class MBPP(CorpusDataModule):
+class MBPP(SlicedCorpus):
     """974 programming tasks (Austin et al., arXiv 2108.07732): 374 to `train` on, 90 for `validation`, 500 as `test`.
 
     File `mbpp/mbpp.jsonl`, Hub `google-research-datasets/mbpp` (the full set). An answer is right if its code passes all asserts of
@@ -30,35 +30,15 @@ class MBPP(CorpusDataModule):
 
     available_splits = ("train", "validation", "test")
 
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        max_examples: int | None = None,
-        num_shown_tests: int = 1,
-        expert_context: str | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        eval_splits: Sequence[str] = ("train", "validation"),
-        max_eval_examples: int | None = 200,
-        seed: int = 42,
-    ) -> None:
+    def __init__(self, data_dir: str | None = None, num_shown_tests: int = 1, **options: Any) -> None:
         """
         Args:
             data_dir: Folder with the data set's file; by default it comes from the Hugging Face Hub.
-            max_examples: Use at most this many tasks of each split (a fixed random choice); null uses all.
             num_shown_tests: Asserts in the prompt. Those that are not shown tell a solution from one that is made to fit.
-            expert_context: How the expert is shown the reference code; by default as a reference to study.
-            batch_size: Examples in a training batch, per device.
-            eval_batch_size: Tasks that are solved at once during validation.
-            eval_splits: Splits that are solved at each validation.
-            max_eval_examples: Ask at most this many tasks of each split (a fixed random choice); null asks all.
-            seed: Decides the choice of tasks and the order of training examples.
+            options: Those of `SlicedCorpus`.
         """
-        super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed, expert_context)
-        require("data.max_examples", max_examples, max_examples is None or max_examples >= 1, "at least 1, or null for all")
+        super().__init__(data_dir, **options)
         require("data.num_shown_tests", num_shown_tests, num_shown_tests >= 0, "at least 0")
-        self.data_dir = data_dir
-        self.max_examples = max_examples
         self.num_shown_tests = num_shown_tests
 
     @override
@@ -80,9 +60,7 @@ class MBPP(CorpusDataModule):
                 f"{len(rows) - len(tested)} of {len(rows)} tasks are left out, because their reference code does not define the "
                 f"function that their tests call; the first: {first.where}"
             )
-        kept = sorted(tested)
-        chosen = random_slice(len(kept), self.max_examples, f"{self.seed}|{split}|MBPP")
-        return [self._example(split, rows[kept[number]], tested[kept[number]]) for number in chosen]
+        return [self._example(split, rows[number], tested[number]) for number in self.slice_of(split, sorted(tested))]
 
     def _example(self, split: str, row: Row, function: ast.FunctionDef) -> Example:
         task, setup, tests = row.text("text").strip(), _setup(row), _tests(row)

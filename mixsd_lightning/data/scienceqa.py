@@ -1,7 +1,7 @@
 """ScienceQA: multiple-choice questions of school science, without those about a picture."""
 
 import re
-from collections.abc import Sequence
+from typing import Any
 
 from typing_extensions import override
 
@@ -25,43 +25,14 @@ class ScienceQA(ChoiceCorpus):
     options in another order, is in one split. Numbers on the file's splits cannot be compared with published ones.
     """
 
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        max_examples: int | None = None,
-        reasoning: bool = True,
-        lecture: bool = True,
-        expert_context: str | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        eval_splits: Sequence[str] = ("train", "validation"),
-        max_eval_examples: int | None = 200,
-        seed: int = 42,
-    ) -> None:
+    def __init__(self, data_dir: str | None = None, lecture: bool = True, **options: Any) -> None:
         """
         Args:
             data_dir: Folder with the data set's file; by default it comes from the Hugging Face Hub.
-            max_examples: Use at most this many questions of each split (a fixed random choice); null uses all.
-            reasoning: Ask for reasoning before the answer, and teach the explanation; else the letter alone.
             lecture: Put the lecture on the question's skill into the prompt, where there is one.
-            expert_context: How the expert is shown the answer; by default as a reference to study.
-            batch_size: Examples in a training batch, per device.
-            eval_batch_size: Questions that are answered at once during validation.
-            eval_splits: Splits that are answered at each validation.
-            max_eval_examples: Ask at most this many questions of each split (a fixed random choice); null asks all.
-            seed: Decides the order of options, the choice of questions and the order of training examples.
+            options: Those of `ChoiceCorpus`.
         """
-        super().__init__(
-            data_dir,
-            max_examples,
-            reasoning,
-            expert_context,
-            batch_size,
-            eval_batch_size,
-            eval_splits,
-            max_eval_examples,
-            seed,
-        )
+        super().__init__(data_dir, **options)
         self.lecture = lecture
 
     @override

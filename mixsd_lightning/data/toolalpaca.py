@@ -9,9 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from mixsd_lightning.context import user_turn
-from mixsd_lightning.data.base import CorpusDataModule
-from mixsd_lightning.data.slices import random_slice
-from mixsd_lightning.errors import require
+from mixsd_lightning.data.slices import SlicedCorpus
 from mixsd_lightning.evaluation.tool_calls import Call, write_calls
 from mixsd_lightning.example import Example
 from mixsd_lightning.records import DataSet, Row
@@ -40,7 +38,7 @@ class Task:
     calls: tuple[Call, ...]
 
 
-class ToolAlpaca(CorpusDataModule):
+class ToolAlpaca(SlicedCorpus):
     """Instructions about APIs with the calls that carry them out (Tang et al., arXiv 2306.05301), answered in one turn.
 
     Folder: `toolalpaca/eval_simulated.json` (100 instructions to 10 simulated APIs) as `train` and `toolalpaca/eval_real.json` (114
@@ -55,32 +53,14 @@ class ToolAlpaca(CorpusDataModule):
 
     available_splits = ("train", "test")
 
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        max_examples: int | None = None,
-        expert_context: str | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        eval_splits: Sequence[str] = ("train", "test"),
-        max_eval_examples: int | None = 200,
-        seed: int = 42,
-    ) -> None:
+    def __init__(self, data_dir: str | None = None, eval_splits: Sequence[str] = ("train", "test"), **options: Any) -> None:
         """
         Args:
-            data_dir: Folder with the data set's files; by default it comes from the Hugging Face Hub.
-            max_examples: Use at most this many instructions of each split (a fixed random choice); null uses all.
-            expert_context: How the expert is shown the calls; by default as a reference to study.
-            batch_size: Examples in a training batch, per device.
-            eval_batch_size: Instructions that are answered at once during validation.
+            data_dir: Folder with the data set's file; by default it comes from the Hugging Face Hub.
             eval_splits: Splits that are answered at each validation.
-            max_eval_examples: Ask at most this many instructions of each split (a fixed random choice); null asks all.
-            seed: Decides the choice of instructions and the order of training examples.
+            options: Those of `SlicedCorpus`.
         """
-        super().__init__(batch_size, eval_batch_size, eval_splits, max_eval_examples, seed, expert_context)
-        require("data.max_examples", max_examples, max_examples is None or max_examples >= 1, "at least 1, or null for all")
-        self.data_dir = data_dir
-        self.max_examples = max_examples
+        super().__init__(data_dir, eval_splits=eval_splits, **options)
 
     @override
     def build_splits(self, names: Sequence[str]) -> dict[str, list[Example]]:
@@ -99,8 +79,7 @@ class ToolAlpaca(CorpusDataModule):
                 f"{len(tasks) - len(possible)} of {len(tasks)} instructions of {split} are left out, because their gold calls have "
                 f"gaps or functions that do not exist; the first: '{first.instruction[:80]}'"
             )
-        chosen = random_slice(len(possible), self.max_examples, f"{self.seed}|{split}|ToolAlpaca")
-        return [_example(split, possible[number]) for number in chosen]
+        return [_example(split, task) for task in self.slice_of(split, possible)]
 
 
 def _of_api(number: int, row: Row) -> Iterator[Task]:
