@@ -21,3 +21,8 @@ def require(flag: str, value: object, is_right: bool, requirement: str) -> None:
     """
     if not is_right:
         raise UserError(f"--{flag} must be {requirement}, got {value}.")
+
+
+def printable(text: str) -> str:
+    """A text from outside on one line, without characters that cannot be shown."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

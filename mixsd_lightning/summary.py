@@ -1,12 +1,11 @@
 """What a run gave, in a few lines: read from its ``metrics.jsonl``."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
+from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
 from mixsd_lightning.evaluation.metrics import wilson_interval
 from mixsd_lightning.evaluation.suites.probe import everyday_questions
 
@@ -24,8 +23,8 @@ _PERCENT = ("memorization/", "retention/kept", "retention/probe", "retention/agr
 
 def print_summary(folder: Path) -> None:
     """Print the first and the last validation of a run side by side, and where everything is."""
-    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    first, after = json.loads(lines[0]), json.loads(lines[-1])
+    lines, _ = read_metrics(folder / METRICS_FILE)
+    first, after = lines[0], lines[-1]
     before = first if first["step"] == 0 else {}  # a resumed run has not seen the base model
     table = Table(title=f"Before training and after {after['step']} steps", title_justify="left")
     table.add_column("measure")

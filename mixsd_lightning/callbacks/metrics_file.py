@@ -1,10 +1,14 @@
 """``metrics.jsonl``: one line per validation, readable by anything."""
 
 import json
+import math
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
+from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
 
@@ -38,3 +42,49 @@ class MetricsFile(Callback):
     @override
     def on_test_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
         self.on_validation_end(trainer, pl_module)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], bool]:
+    """The lines of a ``metrics.jsonl``, and whether its last one is cut and left out.
+
+    That is what a killed run leaves, or one that is writing at this moment.
+
+    Raises:
+        UserError: if the file cannot be read, or another line is no validation.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error.reason} at byte {error.start}); leave this run out.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_checked(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                return found, True
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path}, line {number}: {reason}. Mend the line or delete it.") from None
+    return found, False
+
+
+def _checked(line: Any) -> dict[str, float]:
+    """A line as numbers by tag.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(line, dict) or not _is_number(line.get("step")) or not math.isfinite(line["step"]):
+        raise ValueError("this is no validation with its step")
+    for tag, value in line.items():
+        if not _is_number(value):
+            raise ValueError(f"'{printable(tag)}' is not a number")
+    return {printable(tag): float(value) for tag, value in line.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
