@@ -1,6 +1,7 @@
 """The command line: ``python -m mixsd_lightning fit --config configs/quickstart.yaml`` and LightningCLI overrides."""
 
 import difflib
+import importlib
 import inspect
 import re
 import sys
@@ -36,6 +37,18 @@ LOGGER_DEFAULT = {
     "init_args": {"save_dir": "runs", "name": "default", "default_hp_metric": False},
 }
 
+SUBCOMMANDS = {
+    "report": "mixsd_lightning.report",
+    "export": "mixsd_lightning.export",
+    "ask": "mixsd_lightning.ask",
+}
+"""What follows training: name -> module, whose ``main`` gets the rest of the arguments. Lightning's parser does not see them."""
+
+EPILOG = (
+    "After training: 'report RUNS...' compares runs, 'export RUN OUTPUT' writes a Hugging Face folder, 'ask RUN' talks to a "
+    "trained model. Each has its own --help."
+)
+
 
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong with the arguments in one line instead of a page, and takes no abbreviations for options."""
@@ -59,6 +72,7 @@ class MixSDCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=OneLineParser,
+            parser_kwargs={"epilog": EPILOG},
             seed_everything_default=42,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -129,8 +143,12 @@ def main(args: ArgsType = None) -> None:
     """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are small and need no workers
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
+    words = sys.argv[1:] if args is None else args
     try:
-        MixSDCLI(args)
+        if isinstance(words, list) and words and words[0] in SUBCOMMANDS:
+            importlib.import_module(SUBCOMMANDS[words[0]]).main(words[1:])
+        else:
+            MixSDCLI(args)
     except ValueError as error:
         # The parser wraps what a constructor raises in an error of its own.
         cause: BaseException | None = error
@@ -153,12 +171,15 @@ def fail(message: str) -> NoReturn:
 def explain(message: str) -> str:
     """A parser's error message as one line that says what to do."""
     line = re.sub(r"\s+", " ", message).strip()
+    if unknown := re.search(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.+?)\)", line):
+        choices = [*re.findall(r"[a-z]+", unknown.group(2)), *SUBCOMMANDS]
+        return f"there is no subcommand '{unknown.group(1)}'; choose from {', '.join(choices)}."
     not_usable = r'Parser key "(model|data)":.*(?:dot import path string: |is abstract.*Given value: )(\S+)'
     if unknown := re.search(not_usable, line):
         key, name = unknown.groups()
-        choices = _subclasses(KnowledgeModule if key == "model" else CorpusDataModule)
+        classes = _subclasses(KnowledgeModule if key == "model" else CorpusDataModule)
         kind = "method" if key == "model" else "corpus"
-        return f"--{key}: there is no {kind} '{name}'; choose from {', '.join(sorted(choices))}."
+        return f"--{key}: there is no {kind} '{name}'; choose from {', '.join(sorted(classes))}."
     if unknown := re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", line):
         near = difflib.get_close_matches(unknown.group(1).rpartition(".")[2], _options(), n=1)
         hint = f" Did you mean {_options()[near[0]]}?" if near else ""

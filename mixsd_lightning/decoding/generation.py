@@ -126,6 +126,7 @@ def roll_out(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     batch_size: int = 64,
+    on_tokens: Callable[[Sequence[int], Sequence[int]], None] | None = None,
 ) -> list[list[Completion]]:
     """Sampled completions, ``num_rollouts`` for every prompt.
 
@@ -139,12 +140,16 @@ def roll_out(
         max_new_tokens: Longest completion, stop token included.
         stop_ids: Tokens that end a completion.
         batch_size: Completions in flight at once, but all of a prompt together.
+        on_tokens: Called at every step with the numbers of the completions in flight and their new tokens.
     """
     uniforms = [uniform_numbers(f"{key}|{number}", max_new_tokens) for key in keys for number in range(num_rollouts)]
 
     def draw(logits_NV: Tensor, rows: Sequence[int], position: int) -> list[int]:
         found = supports(logits_NV, sampling.temperature, sampling.top_k, sampling.top_p)
-        return [support.pick(uniforms[row][position]) for support, row in zip(found, rows, strict=True)]
+        tokens = [support.pick(uniforms[row][position]) for support, row in zip(found, rows, strict=True)]
+        if on_tokens is not None:
+            on_tokens(rows, tokens)
+        return tokens
 
     num_prompts = max(1, batch_size // num_rollouts)
     completions = _generate(model, prompts, num_rollouts, draw, max_new_tokens, stop_ids, num_prompts)
