@@ -68,6 +68,12 @@ def run_of(corpus: str, options: argparse.Namespace, name: str, split: str, seed
         arguments.append(f"--data.data_dir={Path(options.data_dir).resolve()}")
     if options.examples:
         arguments.append(f"--data.max_examples={options.examples}")
+    if options.steps:
+        arguments.append(f"--trainer.limit_train_batches={options.steps}")
+    if options.batch_size:
+        arguments.append(f"--data.batch_size={options.batch_size}")
+    if split == "validation":  # a trial of a learning rate
+        arguments.append("--retention.suites=[bits_per_byte]")
     if name != "SFT":  # one run measures the base model
         arguments.append("--trainer.num_sanity_val_steps=0")
     return Run(f"{name.replace(', ', '-').replace(' ', '_')}-{split}-{seed}", tuple(arguments))
@@ -183,6 +189,8 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-5, 5e-5])
     parser.add_argument("--examples", type=int, help="questions of each split; the config's number by default")
+    parser.add_argument("--steps", type=int, help="optimizer steps; one epoch by default")
+    parser.add_argument("--batch_size", type=int, help="questions in an optimizer step; the config's number by default")
     parser.add_argument("--csv", help="file for the numbers")
     parsed = parser.parse_args()
     main(parsed.corpus, parsed)

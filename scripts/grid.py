@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich import get_console
+
+from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
+from mixsd_lightning.progress import Progress
+
+_ARGUMENTS = "arguments.json"
+"""Lies in the folder of a finished run."""
 
 Lines = list[dict[str, float]]
 """What a run has logged at each validation."""
@@ -32,32 +38,34 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, Lines]:
     Raises:
         SystemExit: if a run fails.
     """
-    console = Console()
-    for number, run in enumerate(runs, 1):
-        target = folder / run.name
-        arguments = target / "arguments.json"
-        if arguments.is_file() and json.loads(arguments.read_text()) == list(run.arguments):
-            continue
-        console.print(f"[{number}/{len(runs)}] {run.name}", markup=False)
-        unfinished = folder / "unfinished" / run.name
-        for old in (unfinished, target):
-            shutil.rmtree(old, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        logger = {"save_dir": unfinished.parent, "name": "null", "version": run.name}
-        flags = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]
-        command = [sys.executable, "-m", "mixsd_lightning", "fit", *run.arguments, *flags]
-        with (unfinished / "log.txt").open("w") as log:
-            status = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "120"}
-            ).returncode
-        if status:
-            lines = (unfinished / "log.txt").read_text().splitlines()
-            sys.exit("\n".join([*lines[-5:], f"error: {run.name} failed; {unfinished / 'log.txt'} has the rest."]))
-        (unfinished / "arguments.json").write_text(json.dumps(run.arguments))
-        unfinished.rename(target)
-    return {run.name: read_metrics(folder / run.name) for run in runs}
+    due = [run for run in runs if not _is_finished(run, folder)]
+    with Progress("Runs", len(runs)) as progress:
+        progress.advance(len(runs) - len(due))
+        for number, run in enumerate(due, 1 + len(runs) - len(due)):
+            # A line for logs, where no bar is seen.
+            get_console().print(f"[{number}/{len(runs)}] {run.name}", markup=False)
+            _run(run, folder)
+            progress.advance()
+    return {run.name: read_metrics(folder / run.name / METRICS_FILE)[0] for run in runs}
 
 
-def read_metrics(folder: Path) -> Lines:
-    """The lines of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def _is_finished(run: Run, folder: Path) -> bool:
+    arguments = folder / run.name / _ARGUMENTS
+    return arguments.is_file() and json.loads(arguments.read_text()) == list(run.arguments)
+
+
+def _run(run: Run, folder: Path) -> None:
+    target, unfinished = folder / run.name, folder / "unfinished" / run.name
+    for old in (unfinished, target):
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    logger = {"save_dir": unfinished.parent, "name": "null", "version": run.name}
+    flags = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]
+    command = [sys.executable, "-m", "mixsd_lightning", "fit", *run.arguments, *flags]
+    log = unfinished / "log.txt"
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "120"})
+    if done.returncode:
+        sys.exit("\n".join([*log.read_text().splitlines()[-5:], f"error: {run.name} failed; {log} has the rest."]))
+    (unfinished / _ARGUMENTS).write_text(json.dumps(run.arguments))
+    unfinished.rename(target)

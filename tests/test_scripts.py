@@ -1,5 +1,6 @@
 """Scripts that run others: what is finished is kept, what is not begins again, and the arithmetic of their tables."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from ablation import MECHANISMS, OFF, difference, row, run_of
+from compare import Preset, mixed
+from compare import main as compare
+from grid import Run, run_all
 from scipy import stats
 
+from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
+from mixsd_lightning.report.settings import BASE
+
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def scripts_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
 @pytest.fixture
@@ -36,7 +39,6 @@ def config(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_finished_runs_are_not_run_again(config: str, tmp_path: Path) -> None:
-    from grid import Run, run_all
 
     folder = tmp_path / "grid"
     first = [Run("one", (f"--config={config}",)), Run("two", (f"--config={config}", "--model.learning_rate=1e-3"))]
@@ -45,20 +47,18 @@ def test_finished_runs_are_not_run_again(config: str, tmp_path: Path) -> None:
     assert found["one"][-1]["drift/l2"] != found["two"][-1]["drift/l2"]
     written = {name: (folder / name / "metrics.jsonl").stat().st_mtime_ns for name in found}
 
-    (folder / "unfinished/three").mkdir(parents=True)  # it was killed
-    (folder / "unfinished/three/metrics.jsonl").write_text("{}")
-    changed = [first[0], Run("two", (f"--config={config}", "--model.learning_rate=1e-2")), Run("three", first[0].arguments)]
-    again = run_all(changed, folder)
+    (folder / "unfinished/two").mkdir(parents=True)  # it was killed
+    (folder / "unfinished/two/metrics.jsonl").write_text("{}")
+    again = run_all([first[0], Run("two", (f"--config={config}", "--model.learning_rate=1e-2"))], folder)
     assert again["one"] == found["one"]
     assert (folder / "one/metrics.jsonl").stat().st_mtime_ns == written["one"]
     assert (folder / "two/metrics.jsonl").stat().st_mtime_ns != written["two"]
-    assert [line["step"] for line in again["three"]] == [0, 1]
+    assert [line["step"] for line in again["two"]] == [0, 1]
     assert json.loads((folder / "two/arguments.json").read_text())[-1] == "--model.learning_rate=1e-2"
     assert list((folder / "unfinished").iterdir()) == []
 
 
 def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:
-    from grid import Run, run_all
 
     with pytest.raises(SystemExit) as stopped:
         run_all([Run("bad", (f"--config={config}", "--model.learning_rate=-1"))], tmp_path / "grid")
@@ -67,10 +67,37 @@ def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:
     assert not (tmp_path / "grid/bad").exists()
 
 
+def test_a_comparison_ends_in_a_report_and_a_table(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    preset = Preset(
+        "kgfact",
+        {"SFT": {}, **dict([mixed(0.5)])},
+        steps=3,
+        validations=1,
+        seeds=(5,),
+        learning_rates=(1e-3,),
+        model={"model_name_or_path": tiny_model_path, "max_new_tokens": 4, "weight_decay": 0.0},
+        data={"num_domains": 2, "num_entities": 2, "batch_size": 4, "eval_splits": "[train]"},
+    )
+    preset.compared["MixSD-0.5"]["on_reject"] = "gold"
+    compare(preset, tmp_path, str(tmp_path / "table.csv"))
+
+    page = (tmp_path / "report/report.html").read_text()
+    assert "MixSD" in page
+    base, sft, mixsd = csv.DictReader((tmp_path / "table.csv").open())
+    assert [one["method"] for one in (base, sft, mixsd)] == [BASE, "SFT", "MixSD"]
+    assert (mixsd["mixing_rate"], mixsd["seeds"], sft["mixing_rate"], base["seeds"]) == ("0.5", "1", "", "")
+    for name, written in (("SFT", sft), ("MixSD-0.5", mixsd)):
+        last = read_metrics(tmp_path / f"runs/{name}-lr0.001-seed5/{METRICS_FILE}")[0][-1]
+        assert last["step"] == 3
+        assert float(written["kept"]) == pytest.approx(last["retention/kept"], rel=1e-3)
+        assert float(written["fisher_drift"]) == pytest.approx(last["drift/fisher"], rel=1e-3)
+
+
 def test_the_interval_of_a_difference_is_newcombes() -> None:
     """His own example (1998, table II, 56/70 against 48/80, method 10)."""
-    from ablation import difference
-
     assert difference((56 / 70, 70), (48 / 80, 80)) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
     apart, low, high = difference((0.5, 400), (0.5, 400))
     half = stats.norm.ppf(0.975) * (2 * 0.25 / 400) ** 0.5
@@ -78,7 +105,6 @@ def test_the_interval_of_a_difference_is_newcombes() -> None:
 
 
 def test_seeds_are_pooled_by_question() -> None:
-    from ablation import row
 
     lines = [
         {"memorization/test": 1.0, "memorization/test_count": 100.0, "drift/l2": 1.0},
@@ -92,9 +118,8 @@ def test_seeds_are_pooled_by_question() -> None:
 
 
 def test_every_mechanism_of_the_ablation_is_one_change() -> None:
-    from ablation import MECHANISMS, OFF, run_of
 
-    options: Any = type("Options", (), {"data_dir": None, "examples": None})()
+    options: Any = type("Options", (), {"data_dir": None, "examples": None, "steps": None, "batch_size": None})()
     for name, chosen in MECHANISMS.items():
         run = run_of("cose", options, name, "test", 1, method="UniSD", **{**OFF, **chosen})
         settings = dict(argument.removeprefix("--model.").split("=") for argument in run.arguments if "--model." in argument)

@@ -1,0 +1,207 @@
+"""All methods on one corpus with equal budgets: base model, SFT, OPSD, MixSD over its mixing rates, and UniSD*.
+
+    python scripts/compare.py --preset small     # 30 facts, one seed: about 20 minutes on two cores
+    python scripts/compare.py                    # KGFact-Small, two seeds: a night; killed, it goes on where it was
+
+Every run has the same corpus, batch size and number of optimizer steps. Each method's learning rate is chosen from a small grid by runs
+on a corpus of another seed, whose facts are not reported: the best product of facts recalled and next tokens that are still the
+base model's (neither of which is what `kept` measures). Finished runs are not run again. The last step writes a report (tables, figures,
+a page) and `--csv FILE`.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grid import Run, run_all
+
+from mixsd_lightning.report import write_report
+from mixsd_lightning.report.measures import measured
+from mixsd_lightning.report.settings import Setting
+
+ROOT = Path(__file__).parents[1]
+Settings = dict[str, Any]
+TUNING_SEED = 7
+CONFIGS = {"SFT": "sft", "OPSD": "opsd", "MixSD": "mixsd", "UniSD": "unisd_star"}
+COLUMNS = {
+    "memorization": "memorization/train",
+    "paraphrase": "memorization/paraphrase",
+    "two_hop": "memorization/two_hop",
+    "kept": "retention/kept",
+    "agreement_top1": "retention/agreement_top1",
+    "fisher_drift": "drift/fisher",
+    "target_nll": "targets/nll_base",
+    "accepted": "targets/accepted",
+}
+"""Column -> tag; those with an interval have `_low` and `_high` beside them."""
+
+
+def mixed(mixing_rate: float, protect_answer: bool = False) -> tuple[str, Settings]:
+    """Name and settings of a MixSD run."""
+    name = f"MixSD-{mixing_rate:g}{'-protected' * protect_answer}"
+    return name, {"mixing_rate": mixing_rate, "protect_answer": protect_answer}
+
+
+TUNED: dict[str, Settings] = {"SFT": {}, "OPSD": {}, **dict([mixed(0.3, protect_answer=True)])}
+"""What learning rates are chosen for; UniSD, which is OPSD and more, takes OPSD's."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A comparison."""
+
+    corpus: str
+    compared: Mapping[str, Settings]
+    """Name, which begins with the method's -> its settings."""
+    steps: int
+    validations: int
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    model: Settings
+    """Of all methods."""
+    data: Settings
+
+
+PRESETS = {
+    "kgfact": Preset(
+        "kgfact",
+        {
+            "SFT": {},
+            **dict([mixed(0.0)]),  # at rate 0 there is nothing to protect
+            **dict(mixed(rate, protect) for rate in (0.3, 0.5, 0.7) for protect in (False, True)),
+            "OPSD": {},
+            "UniSD": {},
+        },
+        steps=56,
+        validations=2,
+        seeds=(42, 43),
+        learning_rates=(5e-5, 1e-4),
+        model={},
+        data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
+    ),
+    "small": Preset(
+        "kgfact",
+        {"SFT": {}, **dict([mixed(0.0), mixed(0.3, True), mixed(0.5, True)])},
+        steps=24,
+        validations=1,
+        seeds=(42,),
+        learning_rates=(1e-4,),
+        model={"warmup_steps": 4},
+        data={"num_domains": 3, "num_entities": 8, "batch_size": 8},  # 24 facts
+    ),
+}
+
+
+def run_of(
+    preset: Preset, name: str, seed: int, learning_rate: float, settings: Settings, flags: Settings | None = None
+) -> Run:
+    """A run of a method, whose name begins with the method's."""
+    method = name.partition("-")[0]
+    seeded = {"MixSD": ["mixing_seed"], "OPSD": ["rollout_seed"], "UniSD": ["rollout_seed", "context_seed"]}
+    model = {**preset.model, **settings, "learning_rate": learning_rate} | dict.fromkeys(seeded.get(method, []), seed)
+    flags = {
+        **{f"model.{key}": value for key, value in model.items()},
+        **{f"data.{key}": value for key, value in {**preset.data, "seed": seed}.items()},
+        "seed_everything": seed,
+        "trainer.callbacks": "null",
+        # Methods may have different numbers of batches in an epoch (MixSD drops examples without a target); all take as many steps.
+        "trainer.max_epochs": -1,
+        "trainer.max_steps": preset.steps,
+        "trainer.check_val_every_n_epoch": "null",
+        "trainer.val_check_interval": preset.steps // preset.validations,
+        **(flags or {}),
+    }
+    config = ROOT / "configs" / preset.corpus / f"{CONFIGS[method]}.yaml"
+    return Run(
+        f"{name}-lr{learning_rate:g}-seed{seed}",
+        (f"--config={config}", *(f"--{flag}={value}" for flag, value in flags.items())),
+    )
+
+
+def chosen_rates(preset: Preset, folder: Path) -> dict[str, float]:
+    """The learning rate of every method."""
+    methods = {name.partition("-")[0] for name in preset.compared}
+    if len(preset.learning_rates) == 1:
+        return dict.fromkeys(methods, preset.learning_rates[0])
+    tuned = {name: settings for name, settings in TUNED.items() if name.partition("-")[0] in methods}
+    brief = {
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.val_check_interval": preset.steps,
+        "data.eval_splits": "[train]",
+        "retention.suites": "[agreement]",
+    }
+    trials = {
+        (name, rate): run_of(preset, name, TUNING_SEED, rate, settings, brief)
+        for name, settings in tuned.items()
+        for rate in preset.learning_rates
+    }
+    found = run_all(list(trials.values()), folder)
+
+    def score(name: str, rate: float) -> float:
+        last = found[trials[name, rate].name][-1]
+        return last["memorization/train"] * last["retention/agreement_top1"]
+
+    best = {name.partition("-")[0]: max(preset.learning_rates, key=lambda rate: score(name, rate)) for name in tuned}
+    return {method: best["OPSD" if method == "UniSD" else method] for method in methods}
+
+
+def write_csv(path: Path, settings: Iterable[Setting]) -> None:
+    """One row for each method."""
+    names = [name for column in COLUMNS for name in (column, f"{column}_low", f"{column}_high")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(
+            file, ["method", "mixing_rate", "protect_answer", "learning_rate", "seeds", *names, "minutes"], lineterminator="\n"
+        )
+        writer.writeheader()
+        for setting in settings:
+            row: dict[str, Any] = {"method": setting.method, "seeds": "" if setting.is_base else len(setting.runs)}
+            for key in ("mixing_rate", "protect_answer", "learning_rate"):
+                row[key] = setting.values.get(f"model.{key}", "") if not setting.is_base else ""
+            for column, tag in COLUMNS.items():
+                if estimate := measured(setting, tag):
+                    ends = {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+                    row |= {name: f"{value:.4g}" for name, value in ends.items() if value is not None}
+            if minutes := measured(setting, "resources/fit_seconds"):
+                row["minutes"] = f"{minutes.value / 60:.1f}"
+            writer.writerow(row)
+
+
+def main(preset: Preset, folder: Path, csv_file: str | None) -> None:
+    """All runs, the report, and the file."""
+    rates = chosen_rates(preset, folder / "tuning")
+    runs = [
+        run_of(
+            preset,
+            name,
+            seed,
+            rates[name.partition("-")[0]],
+            settings,
+            # One run measures the base model.
+            {"trainer.num_sanity_val_steps": 0} if number else None,
+        )
+        for seed in preset.seeds
+        for number, (name, settings) in enumerate(preset.compared.items())
+    ]
+    run_all(runs, folder / "runs")
+    corpora, notes = write_report([folder / "runs" / run.name for run in runs], folder / "report")
+    for note in notes:
+        print(f"note: {note}")
+    if csv_file:
+        write_csv(Path(csv_file), [setting for corpus in corpora for setting in corpus.rows])
+    print(f"Report: {folder / 'report' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="kgfact")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds of corpus, targets and rollouts; the preset's by default")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each run; the preset's by default")
+    parser.add_argument("--folder", help="where everything goes; runs/compare-<preset> by default")
+    parser.add_argument("--csv", help="file for the numbers")
+    parsed = parser.parse_args()
+    chosen = PRESETS[parsed.preset]
+    changes = {"seeds": tuple(parsed.seeds or chosen.seeds), "steps": parsed.steps or chosen.steps}
+    main(Preset(**{**vars(chosen), **changes}), Path(parsed.folder or f"runs/compare-{parsed.preset}"), parsed.csv)
