@@ -10,7 +10,7 @@ from typing_extensions import Self
 class Progress:
     """A rich progress bar with a free text at its end.
 
-    ``with Progress("Building targets", 100) as progress: progress.advance("12 accepted")``
+    ``with Progress("Building targets", 100) as progress: progress.advance(note="12 accepted")``
     """
 
     def __init__(self, description: str, total: int, shown: bool = True) -> None:
@@ -33,6 +33,6 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self, note: str = "") -> None:
-        """One more step done."""
-        self._bar.update(self._task, advance=1, note=note)
+    def advance(self, num_steps: int = 1, note: str = "") -> None:
+        """More steps done."""
+        self._bar.update(self._task, advance=num_steps, note=note)

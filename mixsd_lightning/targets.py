@@ -169,7 +169,7 @@ class MixedTargets:
                 accepted += result.accepted
                 counts = engine.statistics
                 speed = counts.completion_tokens / (time.perf_counter() - start)
-                progress.advance(f"{accepted} accepted, {counts.attempts} attempts, {speed:.0f} tokens/s")
+                progress.advance(note=f"{accepted} accepted, {counts.attempts} attempts, {speed:.0f} tokens/s")
 
     def _score(
         self,

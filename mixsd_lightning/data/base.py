@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,13 +18,16 @@ from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
 
 
-@dataclass
 class EvalBatch:
-    """Examples of one split with their encoded naive prompts, to be answered by generation."""
+    """Examples of one split with their encoded naive prompts, to be answered by generation.
 
-    split: str
-    examples: list[Example]
-    prompts: list[list[int]]
+    No dataclass: Lightning rebuilds those to convert what is in them to the trainer's precision, and an example is not to change.
+    """
+
+    def __init__(self, split: str, examples: list[Example], prompts: list[list[int]]) -> None:
+        self.split = split
+        self.examples = examples
+        self.prompts = prompts
 
     def to(self, device: torch.device, **options: bool) -> Self:
         """Nothing to move: prompts are padded when they are decoded."""

@@ -28,11 +28,11 @@ class PromptItem:
         return len(self.prompt_ids) + len(self.teacher_prompt_ids)
 
 
-@dataclass
 class PromptBatch:
-    """Items to roll out."""
+    """Items to roll out. No dataclass, for the reason of :class:`~mixsd_lightning.data.base.EvalBatch`."""
 
-    items: list[PromptItem]
+    def __init__(self, items: list[PromptItem]) -> None:
+        self.items = items
 
     def to(self, device: torch.device, **options: bool) -> Self:
         """Nothing to move: prompts are padded when they are decoded."""

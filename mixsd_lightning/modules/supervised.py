@@ -12,7 +12,13 @@ from mixsd_lightning.context import naive_context
 from mixsd_lightning.data.batches import TrainBatch, TrainItem, collate_training
 from mixsd_lightning.example import Example
 from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.progress import Progress
+from mixsd_lightning.records import evenly_spaced
 from mixsd_lightning.target_likelihood import batch_nll, likelihood_tags, token_nlls
+
+MOST_DESCRIBED = 256
+"""Targets that are run through the base model to say how probable all of them are: a pass over a large corpus would take a third of
+the time of an epoch."""
 
 
 class SupervisedModule(KnowledgeModule):
@@ -37,11 +43,16 @@ class SupervisedModule(KnowledgeModule):
         """Note what is being taught: which examples, and how probable their targets are under the base model."""
         corpus = self.trainer.datamodule  # type: ignore[attr-defined]
         self.taught_ids = {item.example_id for item in items}
+        if any(item.base_nlls is None for item in items):
+            items = evenly_spaced(items, MOST_DESCRIBED)
         unknown = [item for item in items if item.base_nlls is None]
         nlls = [item.base_nlls for item in items if item.base_nlls is not None]
         if unknown:
-            with self.base_model() as base:
-                nlls += token_nlls(base, unknown, corpus.batch_size)
+            with self.base_model() as base, Progress("Likelihood of the targets", len(unknown)) as progress:
+                for start in range(0, len(unknown), corpus.batch_size):
+                    part = unknown[start : start + corpus.batch_size]
+                    nlls += token_nlls(base, part, corpus.batch_size)
+                    progress.advance(len(part))
         self.target_statistics |= likelihood_tags(nlls)
         self.target_nlls = list(chain.from_iterable(nlls))
 

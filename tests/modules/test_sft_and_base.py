@@ -77,6 +77,22 @@ def test_targets_are_described_by_what_is_known_of_them_and_the_base_model(
     assert len(method.target_nlls) == sum(len(item.target_ids) for item in items)
 
 
+def test_of_many_targets_some_are_described_evenly(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, corpus = SFT(tiny_model_path), tiny_corpus()
+    quiet_trainer(tmp_path).fit(method, corpus)
+    monkeypatch.setattr("mixsd_lightning.modules.supervised.MOST_DESCRIBED", 3)
+    items = method.training_items(corpus.split("train"))
+    assert len(items) == 8
+    method.describe_items(items)
+    expected = likelihood_tags(token_nlls(load_student(tiny_model_path), [items[0], items[2], items[5]], 8))
+    assert method.target_statistics == pytest.approx(expected, rel=1e-5)
+    assert method.taught_ids == {item.example_id for item in items}
+    method.describe_items([replace(item, base_nlls=[7.0]) for item in items])  # what is known costs nothing
+    assert method.target_nlls == [7.0] * 8
+
+
 def test_accumulated_micro_batches_give_the_gradient_of_one_large_batch(tiny_model_path: str, tmp_path: Path) -> None:
     whole = gradients_of_first_step(tmp_path, tiny_model_path, batch_size=8, accumulate=1)
     parts = gradients_of_first_step(tmp_path, tiny_model_path, batch_size=2, accumulate=4)
