@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from mixsd_lightning import SFT, CorpusDataModule
-from mixsd_lightning.cli import main
+from mixsd_lightning.cli import SUBCOMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +39,9 @@ def test_every_command_runs_in_the_order_shown(tiny_model_path: str, tmp_path: P
     programs = [shlex.split(command) for command in COMMANDS if command.startswith("python -m mixsd_lightning ")]
     assert len(programs) >= 7
     for _, _, _, subcommand, *arguments in programs:
+        if subcommand in SUBCOMMANDS:
+            main([subcommand, *arguments])
+            continue
         is_mixing = not any(name in argument.lower() for argument in arguments for name in ("sft", "opsd"))
         extra = [] if subcommand == "validate" else [*small, *(mixing if is_mixing else [])]
         if "--print_config" in arguments:
@@ -47,6 +50,8 @@ def test_every_command_runs_in_the_order_shown(tiny_model_path: str, tmp_path: P
         else:
             main([subcommand, *arguments, *extra])
     assert len(list(Path("runs/quickstart").glob("version_*/metrics.jsonl"))) == 4
+    assert Path("report/report.html").is_file()
+    assert AutoModelForCausalLM.from_pretrained("quickstart-model") is not None
     (export,) = (block for block in blocks("python") if "export_student" in block)
     exec(compile(export, "README.md", "exec"), {})
     assert AutoModelForCausalLM.from_pretrained("my-model").generation_config is not None
