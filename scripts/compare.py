@@ -1,6 +1,6 @@
 """All methods on one corpus with equal budgets: base model, SFT, OPSD, MixSD over its mixing rates, and UniSD*.
 
-    python scripts/compare.py --preset small     # 30 facts, one seed: about 20 minutes on two cores
+    python scripts/compare.py --preset small     # 24 facts, one seed: about 20 minutes on two cores
     python scripts/compare.py                    # KGFact-Small, two seeds: a night; killed, it goes on where it was
 
 Every run has the same corpus, batch size and number of optimizer steps. Each method's learning rate is chosen from a small grid by runs
