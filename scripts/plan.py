@@ -284,18 +284,25 @@ def show(
     for column in ("part", "tokens", "operations", "time"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for phase in phases:
-        table.add_row(phase.name, f"{phase.tokens:,.0f}", f"{phase.flops:.2e}", _duration(phase.seconds))
+        table.add_row(phase.name, f"{phase.tokens:,.0f}", f"{phase.flops:.2e}", duration(phase.seconds))
     table.add_section()
     sums = (sum(getattr(phase, name) for phase in phases) for name in ("tokens", "flops", "seconds"))
     tokens, flops, seconds = sums
-    table.add_row("all", f"{tokens:,.0f}", f"{flops:.2e}", _duration(seconds))
+    table.add_row("all", f"{tokens:,.0f}", f"{flops:.2e}", duration(seconds))
     console.print(table)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Time for people.
+
+    >>> duration(90), duration(5400), duration(20_000), duration(400_000)
+    ('90.0 s', '90 min', '5.6 h', '4.6 d')
+    """
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} d"
 
 
 if __name__ == "__main__":
