@@ -2,6 +2,8 @@
 
     python scripts/compare.py --preset small     # 24 facts, one seed: about 20 minutes on two cores
     python scripts/compare.py                    # KGFact-Small, two seeds: a night; killed, it goes on where it was
+    python scripts/compare.py --preset kgfunc    # worked solutions
+    python scripts/compare.py --preset variants  # what else was tried with MixSD on KGFact-Small
 
 Every run has the same corpus, batch size and number of optimizer steps. Each method's learning rate is chosen from a small grid by runs
 on a corpus of another seed, whose facts are not reported: the best product of facts recalled and next tokens that are still the
@@ -25,7 +27,8 @@ from mixsd_lightning.report.settings import Setting
 ROOT = Path(__file__).parents[1]
 Settings = dict[str, Any]
 TUNING_SEED = 7
-CONFIGS = {"SFT": "sft", "OPSD": "opsd", "MixSD": "mixsd", "UniSD": "unisd_star"}
+SEEDED = {"SFT": [], "MixSD": ["mixing_seed"], "OPSD": ["rollout_seed"], "UniSD": ["rollout_seed", "context_seed"]}
+"""Method -> its settings that take the seed of a run."""
 COLUMNS = {
     "memorization": "memorization/train",
     "paraphrase": "memorization/paraphrase",
@@ -53,9 +56,10 @@ TUNED: dict[str, Settings] = {"SFT": {}, "OPSD": {}, **dict([mixed(0.3, protect_
 class Preset:
     """A comparison."""
 
-    corpus: str
+    configs: Mapping[str, str]
+    """Method -> its config."""
     compared: Mapping[str, Settings]
-    """Name, which begins with the method's -> its settings."""
+    """Name, which begins with the method's -> its settings: the method's own, or of the corpus with `data.` before them."""
     steps: int
     validations: int
     seeds: tuple[int, ...]
@@ -65,9 +69,13 @@ class Preset:
     data: Settings
 
 
+LORA: Settings = {"lora_rank": 16, "lora_alpha": 32, "learning_rate": 1e-3}
+BEST: Settings = {"mixing_rate": 0.3, "protect_answer": True}
+"""What the variants of MixSD change one thing in."""
+KGFACT = {"SFT": "kgfact/sft", "OPSD": "kgfact/opsd", "MixSD": "kgfact/mixsd", "UniSD": "kgfact/unisd_star"}
 PRESETS = {
     "kgfact": Preset(
-        "kgfact",
+        KGFACT,
         {
             "SFT": {},
             **dict([mixed(0.0)]),  # at rate 0 there is nothing to protect
@@ -83,7 +91,7 @@ PRESETS = {
         data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
     ),
     "small": Preset(
-        "kgfact",
+        KGFACT,
         {"SFT": {}, **dict([mixed(0.0), mixed(0.3, True), mixed(0.5, True)])},
         steps=24,
         validations=1,
@@ -91,6 +99,41 @@ PRESETS = {
         learning_rates=(1e-4,),
         model={"warmup_steps": 4},
         data={"num_domains": 3, "num_entities": 8, "batch_size": 8},  # 24 facts
+    ),
+    "kgfunc": Preset(
+        dict.fromkeys(["SFT", "OPSD", "MixSD"], "kgfunc/mixsd"),
+        {"SFT": {}, **dict(mixed(rate) for rate in (0.0, 0.3, 0.5, 0.7)), "OPSD": {"temperature": 0.0}},
+        steps=144,
+        validations=2,
+        seeds=(42,),
+        learning_rates=(1e-4, 2e-4),
+        model={},
+        data={"batch_size": 8, "eval_splits": "[train,unseen_inputs]", "max_eval_examples": 100},
+    ),
+    "variants": Preset(
+        KGFACT,
+        {
+            "SFT": {},
+            "SFT-5e-05": {"learning_rate": 5e-5},
+            "SFT-2e-05": {"learning_rate": 2e-5},
+            "SFT-LoRA": LORA,
+            "MixSD": BEST,
+            "MixSD-5e-05": {**BEST, "learning_rate": 5e-5},
+            "MixSD-2e-05": {**BEST, "learning_rate": 2e-5},
+            "MixSD-LoRA": {**BEST, **LORA},
+            "MixSD-gold": {**BEST, "on_reject": "gold"},
+            "MixSD-refreshed": {**BEST, "refresh_every_n_epochs": 1},
+            "MixSD-sampled": {**BEST, "temperature": 1.0},
+            "MixSD-four_targets": {**BEST, "num_generations": 4},
+            "MixSD-recall": {**BEST, "data.expert_context": "recall"},
+            "MixSD-trust": {**BEST, "data.expert_context": "trust"},
+        },
+        steps=56,
+        validations=2,
+        seeds=(42,),
+        learning_rates=(1e-4,),
+        model={},
+        data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
     ),
 }
 
@@ -100,10 +143,10 @@ def run_of(
 ) -> Run:
     """A run of a method, whose name begins with the method's."""
     method = name.partition("-")[0]
-    seeded = {"MixSD": ["mixing_seed"], "OPSD": ["rollout_seed"], "UniSD": ["rollout_seed", "context_seed"]}
-    model = {**preset.model, **settings, "learning_rate": learning_rate} | dict.fromkeys(seeded.get(method, []), seed)
+    model = {**preset.model, "learning_rate": learning_rate, **settings} | dict.fromkeys(SEEDED[method], seed)
     flags = {
-        **{f"model.{key}": value for key, value in model.items()},
+        "model": method,
+        **{key if key.startswith("data.") else f"model.{key}": value for key, value in model.items()},
         **{f"data.{key}": value for key, value in {**preset.data, "seed": seed}.items()},
         "seed_everything": seed,
         "trainer.callbacks": "null",
@@ -114,9 +157,9 @@ def run_of(
         "trainer.val_check_interval": preset.steps // preset.validations,
         **(flags or {}),
     }
-    config = ROOT / "configs" / preset.corpus / f"{CONFIGS[method]}.yaml"
+    config = ROOT / "configs" / f"{preset.configs[method]}.yaml"
     return Run(
-        f"{name}-lr{learning_rate:g}-seed{seed}",
+        f"{name}-lr{model['learning_rate']:g}-seed{seed}",
         (f"--config={config}", *(f"--{flag}={value}" for flag, value in flags.items())),
     )
 

@@ -75,7 +75,7 @@ class Phase:
     seconds: float
 
 
-class _Parsed(MixSDCLI):
+class ParsedOnly(MixSDCLI):
     """Reads configs as `fit` does and makes method, corpus and trainer; runs nothing."""
 
     @override
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for logger in ("lightning.pytorch", "lightning.fabric"):  # what hardware there is does not matter here
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
-    parsed = _Parsed(["fit", *rest])
+    parsed = ParsedOnly(["fit", *rest])
     method, corpus, trainer = parsed.model, parsed.datamodule, parsed.trainer
     try:
         shape = shape_by_name(method.model_name_or_path, method.trust_remote_code)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from ablation import MECHANISMS, OFF, difference, row, run_of
-from compare import Preset, mixed
+from compare import KGFACT, PRESETS, Preset, mixed
 from compare import main as compare
+from compare import run_of as compared_run
 from grid import Run, run_all
+from plan import ParsedOnly
 from scipy import stats
 
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
@@ -72,7 +74,7 @@ def test_a_comparison_ends_in_a_report_and_a_table(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     preset = Preset(
-        "kgfact",
+        KGFACT,
         {"SFT": {}, **dict([mixed(0.5)])},
         steps=3,
         validations=1,
@@ -126,3 +128,21 @@ def test_every_mechanism_of_the_ablation_is_one_change() -> None:
         changed = {key for key, value in OFF.items() if settings[key] != str(value)}
         assert len(changed) == 1 or name == "clipped divergence"
         assert "," not in run.name
+
+
+@pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python")
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_run_of_a_comparison_is_what_its_name_says(name: str) -> None:
+    preset = PRESETS[name]
+    kinds = {(run_name.partition("-")[0], *settings): run_name for run_name, settings in preset.compared.items()}
+    for run_name in kinds.values():
+        settings = preset.compared[run_name]
+        run = compared_run(preset, run_name, 5, 3e-5, settings)
+        parsed = ParsedOnly(["fit", *run.arguments])
+        method, corpus = parsed.model, parsed.datamodule
+        assert type(method).__name__ == run_name.partition("-")[0]
+        given: dict[str, Any] = {"learning_rate": 3e-5, **preset.model, **settings}
+        found = {key: corpus.hparams[key.removeprefix("data.")] if "." in key else method.hparams[key] for key in given}
+        assert found == given
+        assert (corpus.hparams["seed"], parsed.trainer.max_steps) == (5, preset.steps)
+        assert f"-lr{given['learning_rate']:g}-seed5" in run.name
