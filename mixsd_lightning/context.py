@@ -61,12 +61,14 @@ EXPERT_CONTEXTS = {
         "Study it until you see why it is right. Then give an answer of your own, in your own way and in the form that was asked "
         "for{boxed}."
     ),
+    "earlier_turn": "{prompt}",
 }
 """How the expert is shown the knowledge, by name.
 
 ``knowledge_base`` and ``reference_solution`` follow the contexts of the paper's generation code, with the whole canonical answer
 turn after the question; the others the variants of its distillation code. ``fact_first`` is what a 135M model follows most often.
-``reference_answer`` is for tasks that are more than a fact: the demonstration of UniSD's teacher, in our own words.
+``reference_answer`` is for tasks that are more than a fact: the demonstration of UniSD's teacher, in our own words. In ``earlier_turn`` the
+same question has been answered once already, in the turns before: models too small to use a reference still repeat themselves.
 """
 
 _DEFAULT_EXPERT_CONTEXTS = {
@@ -104,10 +106,11 @@ def naive_context(example: Example) -> list[Message]:
 
 def expert_context(example: Example) -> list[Message]:
     """The same question with the new knowledge in view."""
-    template = EXPERT_CONTEXTS[example.expert_context or _DEFAULT_EXPERT_CONTEXTS[example.answer_format]]
+    name = example.expert_context or _DEFAULT_EXPERT_CONTEXTS[example.answer_format]
     boxed = _BOXED if example.answer_format == "boxed" else ""
-    content = template.format(prompt=example.prompt, target=example.target, fact=example.fact, boxed=boxed)
-    return [Message("user", content)]
+    content = EXPERT_CONTEXTS[name].format(prompt=example.prompt, target=example.target, fact=example.fact, boxed=boxed)
+    turn = Message("user", content)
+    return [turn, Message("assistant", example.target), turn] if name == "earlier_turn" else [turn]
 
 
 class ChatEncoder:

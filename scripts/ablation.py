@@ -21,7 +21,7 @@ from grid import Run, run_all
 from mixsd_lightning.evaluation.metrics import wilson_interval
 
 ROOT = Path(__file__).parents[1]
-OFF = {"agreement": "none", "contrastive_weight": 0, "feature_weight": 0, "teacher": "frozen"}
+OFF = {"agreement": "none", "contrastive_weight": 0, "feature_weight": 0, "teacher": "frozen", "mask_truncated": False}
 MECHANISMS: dict[str, dict[str, Any]] = {
     "token agreement, random": {"agreement": "token"},
     "token agreement, retrieval": {"agreement": "token", "auxiliary_contexts": "retrieval"},
@@ -32,6 +32,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "features alone": {"feature_weight": 0.1, "token_loss_weight": 0},
     "clipped divergence": {"max_divergence_quantile": 0.95},
     "EMA teacher": {"teacher": "ema"},
+    "masked truncation": {"mask_truncated": True},
 }
 
 

@@ -188,8 +188,10 @@ def texts_of(method: KnowledgeModule, corpus: CorpusDataModule) -> Texts:
 
 
 def _estimate(example: Example) -> tuple[int, int, int]:
-    lengths = [context[0].content for context in (naive_context(example), expert_context(example))]
-    prompt, expert = (math.ceil(len(text) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS for text in lengths)
+    prompt, expert = (
+        sum(math.ceil(len(turn.content) / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS for turn in context)
+        for context in (naive_context(example), expert_context(example))
+    )
     return prompt, expert, math.ceil(len(example.target) / CHARACTERS_PER_TOKEN) + 1
 
 

@@ -20,6 +20,7 @@ from mixsd_lightning.context import (
     INSTRUCTIONS,
     NAMING_FORMATS,
     ChatEncoder,
+    Message,
     expert_context,
     naive_context,
     user_turn,
@@ -29,6 +30,7 @@ from mixsd_lightning.evaluation.scoring import UNWRITTEN_FORMATS, contains_answe
 from mixsd_lightning.example import Example
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+ONE_TURN = [context for context in EXPERT_CONTEXTS if context != "earlier_turn"]
 
 
 class ChatTemplate(NamedTuple):
@@ -111,7 +113,14 @@ def folder(tmp_path: Path) -> Path:
 
 def shown(corpus: str, folder: Path, context: str | None = None) -> str:
     """What the expert sees of the first example of a corpus."""
-    return expert_context(small_corpus(corpus, folder, expert_context=context).split("train")[0])[0].content
+    return text_of(expert_context(small_corpus(corpus, folder, expert_context=context).split("train")[0]))
+
+
+def text_of(messages: list[Message]) -> str:
+    """All turns; one alone as it is."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"[{message.role}]\n{message.content}" for message in messages)
 
 
 def example_about(text: str, answer_format: str, context: str) -> Example:
@@ -149,7 +158,7 @@ def test_contexts_are_worded_as_in_the_snapshot(corpus: str, folder: Path) -> No
 @pytest.mark.parametrize("context", EXPERT_CONTEXTS)
 def test_every_context_shows_the_question_and_the_answer(corpus: str, folder: Path, context: str) -> None:
     for example in small_corpus(corpus, folder, expert_context=context).split("train"):
-        content = expert_context(example)[0].content
+        content = text_of(expert_context(example))
         assert example.prompt in content
         rest = content.replace(example.prompt, "")
         is_named = contains_answer(rest, [example.answer]) and example.answer_format in NAMING_FORMATS
@@ -171,7 +180,7 @@ def test_the_plain_prompt_does_not_show_the_answer(corpus: str, folder: Path) ->
 @pytest.mark.parametrize("answer_format", INSTRUCTIONS)
 @pytest.mark.parametrize("context", EXPERT_CONTEXTS)
 def test_contexts_have_no_braces_but_those_of_the_boxed_answer(context: str, answer_format: str) -> None:
-    content = expert_context(example_about("Orb", answer_format, context))[0].content
+    content = text_of(expert_context(example_about("Orb", answer_format, context)))
     assert ("\\boxed{}" in content) == (answer_format == "boxed")
     assert not re.search("[{}]", content.replace("\\boxed{}", ""))
 
@@ -181,8 +190,8 @@ def test_contexts_have_no_braces_but_those_of_the_boxed_answer(context: str, ans
 def test_braces_of_the_data_survive(context: str, answer_format: str) -> None:
     plain = example_about("Orb", answer_format, context)
     text = "The set {x} of {} holds {prompt} and {{y}}."
-    content = expert_context(example_about(text, answer_format, context))[0].content
-    assert content == expert_context(plain)[0].content.replace("Orb", text)
+    content = text_of(expert_context(example_about(text, answer_format, context)))
+    assert content == text_of(expert_context(plain)).replace("Orb", text)
 
 
 def test_an_unknown_context_is_told_the_known_ones(corpus: str, folder: Path) -> None:
@@ -194,7 +203,7 @@ def test_an_unknown_context_is_told_the_known_ones(corpus: str, folder: Path) ->
 # --- encoding ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("context", EXPERT_CONTEXTS)
+@pytest.mark.parametrize("context", ONE_TURN)
 def test_the_template_stands_around_the_context(chat: ChatTemplate, corpus: str, folder: Path, context: str) -> None:
     encoder = chat.encoder()
     example = small_corpus(corpus, folder, expert_context=context).split("train")[0]
@@ -204,7 +213,7 @@ def test_the_template_stands_around_the_context(chat: ChatTemplate, corpus: str,
         assert special_tokens(encoder, token_ids) == chat.specials
 
 
-@pytest.mark.parametrize("context", EXPERT_CONTEXTS)
+@pytest.mark.parametrize("context", ONE_TURN)
 def test_special_text_in_the_data_stays_plain(chat: ChatTemplate, context: str) -> None:
     encoder = chat.encoder()
     text = f"The tags {' '.join(chat.specials)} and {chat.eos_token} are words."
@@ -221,3 +230,18 @@ def test_the_end_of_a_turn_is_the_templates(chat: ChatTemplate) -> None:
     text = f"Not yet {chat.end_of_turn} but now."
     assert special_tokens(encoder, encoder.target(text)) == [chat.end_of_turn]
     assert encoder.tokenizer.decode(encoder.target(text)) == text + chat.end_of_turn
+
+
+def test_an_earlier_turn_is_the_question_with_its_canonical_answer(chat: ChatTemplate) -> None:
+    encoder = chat.encoder()
+    text = f"The tags {' '.join(chat.specials)} and {chat.eos_token} are words."
+    messages = expert_context(example_about(text, "short", "earlier_turn"))
+    plain = naive_context(example_about(text, "short", "earlier_turn"))
+    assert messages == [*plain, Message("assistant", text), *plain]
+    token_ids = encoder.prompt(messages)
+    written = encoder.tokenizer.decode(token_ids)
+    # The training target of the first turn stands in it as it would be trained, and the second asks as ever.
+    once = [*encoder.prompt(plain), *encoder.target(text)]
+    assert token_ids[: len(once)] == once
+    assert written.endswith("".join((*chat.before[-1:], plain[0].content, *chat.after)))
+    assert special_tokens(encoder, token_ids).count(chat.end_of_turn) == 1 + 2 * chat.specials.count(chat.end_of_turn)
