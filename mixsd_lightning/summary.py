@@ -26,7 +26,7 @@ def print_summary(folder: Path) -> None:
     lines, _ = read_metrics(folder / METRICS_FILE)
     first, after = lines[0], lines[-1]
     before = first if first["step"] == 0 else {}  # a resumed run has not seen the base model
-    table = Table(title=f"Before training and after {after['step']} steps", title_justify="left")
+    table = Table(title=f"Before training and after {after['step']:.0f} steps", title_justify="left")
     table.add_column("measure")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

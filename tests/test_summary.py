@@ -23,6 +23,7 @@ def test_before_and_after_stand_side_by_side(tmp_path: Path, capsys: pytest.Capt
     (kept,) = [line for line in printed.splitlines() if "kept of the base" in line]
     assert "100.0%" in kept
     assert "80.0%" in kept
+    assert "after 40 steps" in printed
     assert f"Run folder: {tmp_path}" in printed
 
 
