@@ -46,6 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--base", metavar="MODEL", help="the model to compare with; by default the one that training began with"
     )
+    parser.add_argument(
+        "--corpus", metavar="CLASS_PATH", help="a corpus of your own that was taught; it is imported, as no file may ask for"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code that comes with a model to run")
     options = parser.parse_args(arguments)
     require("max_new_tokens", options.max_new_tokens, options.max_new_tokens >= 1, "at least 1")
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     corpus, note = None, "the settings of its training are not known here"
     if settings is not None:
         try:
-            corpus = TaughtCorpus(rebuild_corpus(settings))
+            corpus = TaughtCorpus(rebuild_corpus(settings, options.corpus))
         except UserError as error:
             note = str(error)
     console = Console()

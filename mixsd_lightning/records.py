@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from mixsd_lightning.errors import UserError
+from mixsd_lightning.untrusted import parse_json
 
 T = TypeVar("T")
 Fields = Mapping[str, Any]
 _LONGEST_LINE = 10_000_000
+_LARGEST_LIST = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def read_records(path: Path, option: str = "--retention.suites") -> Iterator[Row
     """Records of a file: JSON lines, a JSON list, CSV with a header, or lines of text (in the field ``text``); perhaps gzipped.
 
     In the place of a record that is none comes an error that says where and why, and reading goes on with the next line. Of a
-    line that is longer than ten million characters no more than that is kept in memory; a JSON list is read whole.
+    line that is longer than ten million characters no more than that is kept in memory; a JSON list is read whole, up to a billion.
 
     Args:
         path: The file, in UTF-8.
@@ -198,16 +200,28 @@ def _json_lines(file: TextIO) -> Found:
 
 def _json_object(line: str) -> Fields | str:
     try:
-        fields = json.loads(line.rstrip())
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(line.rstrip())
+    except ValueError as error:
         return f"is not JSON: {error}".replace("line 1 ", "")
     return fields if isinstance(fields, dict) else "is no JSON object"
 
 
 def _json_list(file: TextIO) -> Found:
-    records = json.load(file)
+    records = parse_json(_whole(file))
     for number, fields in enumerate(records if isinstance(records, list) else [None], start=1):
         yield f"record {number}", fields if isinstance(fields, dict) else "is no JSON object in a list"
+
+
+def _whole(file: TextIO) -> str:
+    """All of a file.
+
+    Raises:
+        ValueError: if that is more than the largest list; an archive of a few kilobytes can be.
+    """
+    text = file.read(_LARGEST_LIST + 1)
+    if len(text) > _LARGEST_LIST:
+        raise ValueError(f"it is longer than {_LARGEST_LIST} characters; make it JSON lines, which are read one by one")
+    return text
 
 
 def _csv_lines(file: TextIO) -> Found:

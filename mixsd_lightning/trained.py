@@ -1,21 +1,23 @@
 """What a run has left: from the path that a user names to the trained student and the settings that it was trained with."""
 
+import importlib
 import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
 from mixsd_lightning.data import CorpusDataModule
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.models import add_lora, load_student
 from mixsd_lightning.sharded_checkpoint import is_sharded_checkpoint, read_sharded_checkpoint
+from mixsd_lightning.untrusted import plain_values, read_yaml
 
 CONFIG_FILE = "config.yaml"
 Settings = dict[str, Any]
@@ -71,27 +73,26 @@ class Trained:
 def read_trained(path: str | Path) -> Trained:
     """Read a run folder (its newest checkpoint), or a checkpoint: a file or a folder of sharded training.
 
-    Nothing in a checkpoint is executed. Settings come from the run's ``config.yaml``, or from the checkpoint where that stands
-    alone.
+    Nothing in a checkpoint is executed, and no module that it names is imported. Settings come from the run's ``config.yaml``, or
+    from the checkpoint where that stands alone.
 
     Raises:
         UserError: if there is no checkpoint, or it cannot be read or was not made by a method of this library.
     """
     checkpoint_path = find_checkpoint(Path(path))
     checkpoint = _read_checkpoint(checkpoint_path)
-    prefix = "student."
-    weights = {
-        name.removeprefix(prefix): tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(prefix)
-    }
     run = checkpoint_path.parent.parent
-    settings = _settings_of(checkpoint)
+    try:
+        weights, step, settings = _weights_of(checkpoint), int(checkpoint["global_step"]), _settings_of(checkpoint)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"'{checkpoint_path}' is no checkpoint of this library: {error}.") from error
     if (run / CONFIG_FILE).is_file():
         remembered = settings["model"]["init_args"]
         settings = read_settings(run / CONFIG_FILE)
         settings["model"]["init_args"] = {**remembered, **settings["model"]["init_args"]}
     if not weights or "model_name_or_path" not in settings["model"]["init_args"]:
         raise UserError(f"'{checkpoint_path}' holds no student; give a checkpoint of a run of this library.")
-    step = int(checkpoint["global_step"])
+    _check_model_options(settings["model"]["init_args"], checkpoint_path)
     metrics = read_metrics(run / METRICS_FILE)[0] if (run / METRICS_FILE).is_file() else []
     return Trained(weights, settings, step, [line for line in metrics if line["step"] <= step])
 
@@ -120,33 +121,73 @@ def read_settings(path: Path) -> Settings:
     Raises:
         UserError: if they are not of that form.
     """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for part in {"model", "data"} & settings.keys():
-            settings[part].setdefault("init_args", {})
-        _ = settings["model"]["class_path"]
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"'{path}' is no config of a run: it needs model.class_path.") from error
+    settings = read_yaml(path)
+    if not isinstance(settings, dict) or "model" not in settings:
+        raise UserError(f"'{path}' is no config of a run: it needs model.class_path.")
+    for part in ("model", "data"):
+        if part not in settings:
+            continue
+        one = settings[part]
+        options = one.get("init_args") if isinstance(one, dict) else None
+        if not isinstance(one, dict) or not isinstance(one.get("class_path"), str) or not isinstance(options, dict | None):
+            raise UserError(f"'{path}' is no config of a run: it needs {part}.class_path, and {part}.init_args with names.")
+        one["init_args"] = options or {}
     return dict(settings)
 
 
-def rebuild_corpus(settings: Settings) -> CorpusDataModule:
+def rebuild_corpus(settings: Settings, own: str | None = None) -> CorpusDataModule:
     """The corpus of a run, from its settings.
+
+    To import a module is to run it, and the settings may be somebody else's. So nothing is imported but what the user names.
+
+    Args:
+        settings: Of the run.
+        own: Class path of a corpus that is not of this library, to be imported if it is the one of the settings.
 
     Raises:
         UserError: if the settings name none, or it cannot be built here.
     """
     if "data" not in settings:
         raise UserError("the run's settings name no corpus")
+    name, options = settings["data"]["class_path"], settings["data"]["init_args"]
+    corpus_class = _corpus_class(name, may_import=name == own)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(CorpusDataModule, "data", required=True)
-    data = {**settings["data"], "init_args": {k: v for k, v in settings["data"]["init_args"].items() if not k.startswith("_")}}
+    data = {
+        "class_path": f"{corpus_class.__module__}.{corpus_class.__qualname__}",
+        "init_args": {key: value for key, value in options.items() if not key.startswith("_")},
+    }
     try:
         corpus: CorpusDataModule = parser.instantiate_classes(parser.parse_object({"data": data})).data
-    except Exception as error:  # whatever a class that is not here, or is another version, makes the parser raise
+    except Exception as error:  # whatever a class of another version makes the parser raise
         reason = " ".join(str(error).split())
-        raise UserError(f"the corpus {settings['data'].get('class_path')} cannot be built: {reason}") from error
+        raise UserError(f"the corpus {name} cannot be built: {reason}") from error
     return corpus
+
+
+def _corpus_class(class_path: str, may_import: bool) -> type[CorpusDataModule]:
+    """A corpus by its class path, or by its name alone if it is of this library.
+
+    Raises:
+        UserError: if there is none, or it would have to be imported and may not be.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    module_name = module_name or "mixsd_lightning"
+    if may_import:
+        try:
+            importlib.import_module(module_name)
+        except ImportError as error:
+            raise UserError(f"--corpus: {module_name} cannot be imported: {error}") from error
+    # Not getattr: a module may import others when it is asked for a name.
+    found = vars(sys.modules[module_name]).get(name) if module_name in sys.modules else None
+    if isinstance(found, type) and issubclass(found, CorpusDataModule):
+        return found
+    if may_import:
+        raise UserError(f"--corpus: {class_path} is no corpus.")
+    raise UserError(
+        f"the corpus {class_path} cannot be built: it is not of this library, and files import nothing; if it is yours, "
+        f"--corpus {class_path} allows it"
+    )
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -161,19 +202,44 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"'{path}' holds more than weights and plain values, so it was not opened: that could run any program. "
             "Give a checkpoint that this library wrote."
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes the loaders raise; the cause is kept and shown
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"'{path}' cannot be read as a checkpoint: {reason}") from error
     return dict(checkpoint)
 
 
+def _weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The student's weights, by the names that they have in it.
+
+    Raises:
+        ValueError: if there is something else among them.
+    """
+    prefix = "student."
+    weights = {
+        name.removeprefix(prefix): tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
+    if wrong := [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]:
+        raise ValueError(f"'{printable(wrong[0])}' is no tensor")
+    return weights
+
+
 def _settings_of(checkpoint: dict[str, Any]) -> Settings:
-    """Settings as a checkpoint remembers them."""
+    """Settings as a checkpoint remembers them.
+
+    Raises:
+        ValueError: if they are no plain values.
+    """
     settings: Settings = {"model": {"class_path": "a method of this library", "init_args": {}}}
     for part, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
         options = dict(checkpoint.get(key, {}))
         class_path = options.pop("_class_path", None)
         options.pop("_instantiator", None)
         if part == "model" or class_path:
-            settings[part] = {"class_path": class_path or "a method of this library", "init_args": options}
+            settings[part] = {"class_path": str(class_path or "a method of this library"), "init_args": plain_values(options)}
     return settings
+
+
+def _check_model_options(options: dict[str, Any], path: Path) -> None:
+    rank, alpha = options.get("lora_rank", 0), options.get("lora_alpha", 0)
+    if not isinstance(options["model_name_or_path"], str) or type(rank) is not int or not isinstance(alpha, int | float):
+        raise UserError(f"'{path}': its settings have a base model or a LoRA rank that is none; were they edited?")

@@ -11,6 +11,7 @@ from typing_extensions import override
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
+from mixsd_lightning.untrusted import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 PREFIXES = ("memorization/", "retention/", "drift/", "targets/", "errors/", "train/", "resources/")
@@ -63,8 +64,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], bool]:
         if not line.strip():
             continue
         try:
-            found.append(_checked(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+            found.append(_checked(parse_json(line)))
+        except ValueError as error:
             if number == len(lines):
                 return found, True
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -78,13 +79,14 @@ def _checked(line: Any) -> dict[str, float]:
     Raises:
         ValueError: if it is something else.
     """
-    if not isinstance(line, dict) or not _is_number(line.get("step")) or not math.isfinite(line["step"]):
-        raise ValueError("this is no validation with its step")
-    for tag, value in line.items():
+    for tag, value in line.items() if isinstance(line, dict) else ():
         if not _is_number(value):
             raise ValueError(f"'{printable(tag)}' is not a number")
+    if not isinstance(line, dict) or "step" not in line or not math.isfinite(line["step"]):
+        raise ValueError("this is no validation with its step")
     return {printable(tag): float(value) for tag, value in line.items()}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer may be larger than any float.
+    return isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)

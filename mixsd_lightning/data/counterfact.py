@@ -122,7 +122,7 @@ def _as_published(row: Row) -> Edit:
     try:
         rewrite = row.fields["requested_rewrite"]
         return {
-            "prompt": rewrite["prompt"].format(rewrite["subject"]),
+            "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),  # not format, which knows more than {}
             "target_new": rewrite["target_new"]["str"],
             "rephrase_prompt": _first(row.fields["paraphrase_prompts"]),
             "locality_prompt": _first(row.fields["neighborhood_prompts"]),

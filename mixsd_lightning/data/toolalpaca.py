@@ -13,6 +13,7 @@ from mixsd_lightning.data.slices import SlicedCorpus
 from mixsd_lightning.evaluation.tool_calls import Call, write_calls
 from mixsd_lightning.example import Example
 from mixsd_lightning.records import DataSet, Row
+from mixsd_lightning.untrusted import parse_json
 
 _DATA = {
     "train": DataSet("toolalpaca/eval_simulated.json", "Ahren09/ToolAlpaca", None, "train", "--data"),
@@ -117,7 +118,8 @@ def _calls(row: Row, answer: Any) -> tuple[Call, ...]:
 def _arguments(given: Any) -> dict[str, Any] | None:
     """The arguments of a gold call, which the data set writes as JSON in a text; ``None`` where that is no JSON."""
     try:
-        arguments = json.loads(given) if isinstance(given, str) else given
+        arguments = parse_json(given) if isinstance(given, str) else given
+        json.dumps(arguments, ensure_ascii=False).encode()  # as the target has it: half of a pair of surrogates has no code
     except ValueError:
         return None
     return arguments if isinstance(arguments, dict) else None

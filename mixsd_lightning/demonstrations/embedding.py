@@ -73,6 +73,7 @@ def _embed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Se
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",
+                split_special_tokens=True,
             ).to(model.device)
             embeddings_NH[indices] = _mean(model(**inputs).last_hidden_state.float(), inputs["attention_mask"]).cpu()
             progress.advance()
@@ -88,7 +89,9 @@ def _mean(states_BLH: Tensor, is_text_BL: Tensor) -> Tensor:
 def _load(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = str(_minilm_path()) if model_name_or_path == MINILM else model_name_or_path
     try:
-        return AutoModel.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source)
+        # Without the last, a model that comes with code makes the loaders ask on the terminal.
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(

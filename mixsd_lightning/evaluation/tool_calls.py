@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixsd_lightning.untrusted import is_too_deep
+
 # "Action Input:" is no action: the colon must follow at once. Models like to set both in bold.
 _ACTION = re.compile(r"^[ \t*_>-]*Action[ \t*_]*:[ \t*`]*([^\n]*?)[ \t*`.]*$", re.IGNORECASE | re.MULTILINE)
 _INPUT = re.compile(r"^[ \t*_>-]*Action[ _]Input[ \t*_]*:[\s*_`]*(?:json\b)?\s*", re.IGNORECASE | re.MULTILINE)
@@ -108,9 +110,10 @@ def _json_calls(completion: str) -> Iterator[list[Call]]:
 def _decode(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at a place, and where it ends; ``None`` where there is none."""
     try:
-        return _DECODER.raw_decode(text, start)
+        value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return None, start
+    return (None, start) if is_too_deep(value) else (value, end)  # what could be read could perhaps not be written again
 
 
 def _text(value: Any) -> str:

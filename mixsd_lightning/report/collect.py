@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
 from mixsd_lightning.errors import UserError, printable
+from mixsd_lightning.untrusted import read_yaml
 
 Line = Mapping[str, float]
 """What one validation has logged, by tag, with `step` and `epoch`."""
@@ -85,13 +84,12 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read: {reason}. Mend it, or leave this run out.") from None
+    try:
+        config = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}, or leave this run out.") from None
     if not isinstance(config, Mapping):
         raise UserError(f"{path} holds no settings; mend it, or move it away to have the run named by its folder.")
     return config

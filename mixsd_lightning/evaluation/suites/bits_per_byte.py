@@ -43,7 +43,7 @@ def _paragraphs(text: str) -> tuple[str, ...]:
 
 def paragraph_ids(encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
     """Token ids ``[1, L]`` of a paragraph, after a document-start token if the tokenizer has one."""
-    ids = encoder.tokenizer(paragraph, add_special_tokens=False)["input_ids"]
+    ids = encoder.tokenizer(paragraph, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     start = encoder.tokenizer.bos_token_id
     return torch.tensor([[start, *ids] if start is not None else ids])
 
