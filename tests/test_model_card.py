@@ -1,12 +1,14 @@
 """The card of an exported model: front matter that the Hub reads, scores with intervals, and how it was made."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from trained_runs import moved, write_run
 
 from mixsd_lightning.evaluation.metrics import wilson_interval
@@ -108,6 +110,38 @@ def test_a_run_is_described_by_the_validation_of_its_checkpoint(tiny_model_path:
     assert "# out" in card
     made = yaml.safe_load((tmp_path / "out/training.yaml").read_text())
     assert made["data"]["init_args"]["num_entities"] == 3
+
+
+EVIL = "`<script>alert(1)</script> ![x](http://a.b/x.png) [y](javascript:z) | </code>\n\n```\n\n<img src=x onerror=y>\n---\n# h\ud800"
+
+
+def test_texts_from_a_run_are_inert_in_a_card() -> None:
+    lines: list[dict[str, float]] = [
+        {"step": 6, f"memorization/{EVIL}": 0.5, f"memorization/{EVIL}_count": 4, f"retention/{EVIL}/kept": 0.5,
+         f"errors/{EVIL}/leakage": 0.5}
+    ]  # fmt: skip
+    settings = {
+        "model": {"class_path": f"SFT{EVIL}", "init_args": {"model_name_or_path": EVIL, EVIL: EVIL}},
+        "data": {"class_path": f"Facts{EVIL}", "init_args": {"file": EVIL}},
+        "trainer": {"x": "a\n```\n<img src=x>\n~~~\nb"},
+    }
+    card = model_card(EVIL, settings, "float32", (6, lines))
+    card.encode()
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+    allowed = {"h1", "h2", "p", "code", "pre", "table", "thead", "tbody", "tr", "th", "td", "em"}
+    assert set(re.findall(r"<(\w+)", html)) == allowed
+    assert set(re.findall(r"<\w+ ([^>]*)>", html)) == {f'class="language-{name}"' for name in ("yaml", "bash", "python")}
+    assert "&lt;script&gt;" in html  # it is there to be seen
+
+
+def test_a_setting_cannot_end_the_block_that_it_stands_in() -> None:
+    settings = {**SETTINGS, "trainer": {"x": "a\n```\n<b>\n````\nb"}}
+    card = model_card("mine", settings, "float32", None)
+    made = re.search(r"(`{5,})yaml\n(.*?)\n\1", card, re.DOTALL)
+    assert made is not None
+    assert yaml.safe_load(made[2])["trainer"] == settings["trainer"]
 
 
 @pytest.mark.parametrize("base", ["Qwen/Qwen3-8B", "gpt2"])

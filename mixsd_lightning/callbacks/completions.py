@@ -6,8 +6,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from mixsd_lightning.callbacks.markdown import markdown_table
 from mixsd_lightning.data.base import EvalBatch
+from mixsd_lightning.markdown import markdown_table
 from mixsd_lightning.modules.base import KnowledgeModule
 
 

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from mixsd_lightning.callbacks.markdown import markdown_table
 from mixsd_lightning.callbacks.retention import Retention
 from mixsd_lightning.data.base import EvalBatch
 from mixsd_lightning.evaluation.error_modes import (
@@ -20,6 +19,7 @@ from mixsd_lightning.evaluation.error_modes import (
     injected_mode,
 )
 from mixsd_lightning.evaluation.scoring import is_exact_match
+from mixsd_lightning.markdown import markdown_table
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.ranks import sum_over_ranks
 

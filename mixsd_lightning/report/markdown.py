@@ -1,8 +1,8 @@
 """``report.md``: the same tables as GitHub Markdown, with the figures beside it."""
 
-import re
 from collections.abc import Iterable, Sequence
 
+from mixsd_lightning.markdown import plain
 from mixsd_lightning.report.measures import Measure, measured, tables
 from mixsd_lightning.report.page import INTERVALS
 from mixsd_lightning.report.recommendation import recommendation
@@ -31,12 +31,6 @@ def markdown(corpora: Sequence[Corpus], title: str, about: str, notes: Sequence[
     if notes:
         parts += ["## Notes", "\n".join(f"* {plain(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
-
-
-def plain(text: str) -> str:
-    """A text in which Markdown and HTML find nothing to set."""
-    escaped = re.sub(r"([\\`*_{}\[\]|~$#])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _cell(setting: Setting, measure: Measure) -> str:

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from mixsd_lightning.errors import printable
 from mixsd_lightning.report import figures
 from mixsd_lightning.report.measures import Measure, Table, measured, tables
 from mixsd_lightning.report.numbers import Estimate
@@ -158,7 +159,7 @@ def _settings(corpus: Corpus, setting: Setting) -> str:
     runs = []
     for run in setting.runs:
         chosen_seeds = ", ".join(f"{name} {value}" for name, value in seeds(run).items())
-        cells = (run.name, f"{run.last['step']:g}", chosen_seeds, str(run.folder))
+        cells = (run.name, f"{run.last['step']:g}", chosen_seeds, printable(str(run.folder)))
         runs.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("run", "steps", "seeds", "folder"))
     differs = "Settings that differ between the settings compared here come first." if setting.differing else ""

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
+from mixsd_lightning.errors import printable
 from mixsd_lightning.report.measures import ACCEPTED_SHARE, measured
 from mixsd_lightning.report.settings import METHOD, Corpus, seeds
 
@@ -33,7 +34,12 @@ def runs_csv(corpora: Sequence[Corpus]) -> str:
     for corpus in corpora:
         for setting in corpus.settings:
             for run in setting.runs:
-                first = {"corpus": corpus.name, "setting": setting.label, "run": run.name, "folder": str(run.folder)}
+                first = {
+                    "corpus": corpus.name,
+                    "setting": setting.label,
+                    "run": run.name,
+                    "folder": printable(str(run.folder)),
+                }
                 chosen = "; ".join(f"{name} {value}" for name, value in seeds(run).items())
                 rows += [{**first, "seeds": chosen, **line} for line in run.lines]
     return _csv(rows, ("corpus", "setting", "run", "folder", "seeds", "step", "epoch"))

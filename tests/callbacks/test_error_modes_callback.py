@@ -76,7 +76,7 @@ def test_wrong_answers_are_counted_by_mode_and_shown(tiny_model_path: str, tmp_p
     rows = event.tensor_proto.string_val[0].decode().splitlines()
     assert event.step == 3
     assert len(rows) == 2 + 3  # one of each mode
-    assert f"| cross_entity | {examples[1].question} | {other.answer} \\| did. |" in rows
+    assert f"| cross\\_entity | {examples[1].question} | {other.answer} \\| did. |" in rows
 
 
 def test_a_suite_that_was_not_measured_is_left_out(tiny_model_path: str) -> None:

@@ -1,5 +1,6 @@
 """The page: escaped, without requests, and sorted in a browser where there is one."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_runs import base_line, config, validation, write_comparison, write_run
+from markdown_it import MarkdownIt
 
 from mixsd_lightning.report import write_report
 from mixsd_lightning.report.collect import find_runs
@@ -131,7 +133,45 @@ def test_texts_from_files_are_inert(evil: Path) -> None:
     markdown = (evil / "report.md").read_text()
     assert "<img" not in markdown
     assert "<script" not in markdown
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    expected = {"h1", "h2", "h3", "p", "strong", "img", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    assert set(re.findall(r"<(\w+)", html)) == expected
+    assert set(re.findall(r'src="([^"]*)"', html)) == {"pareto.png", "curves.png", "errors.png"}
+    assert "href" not in html
     assert not re.search(r"^=|,=|\n=", (evil / "runs.csv").read_text())
+
+
+ODD = [
+    "\x1b[31mred\x07",
+    "a\u202eb",
+    "\x00",
+    "\ufeff",
+    "$\\frac{1}{",
+    "$$",
+    "^_{",
+    "%d %s {x} ${y}",
+    "\U0001f600",
+    "]]>",
+    "&#0;",
+    "x" * 5000,
+]
+
+
+def test_odd_names_are_shown_or_left_out(tmp_path: Path) -> None:
+    for number, text in enumerate(("".join(ODD), ODD[4])):
+        settings = config("SFT", model_name_or_path=f"{text}{number}", data__file=text.replace("\0", ""))
+        more = {f"memorization/{text}": 0.5, f"memorization/{text}_count": 4, f"errors/{text}/x": 0.2}
+        folder = tmp_path / "runs" / f"{number}{text[:40]}".replace("\0", "").replace("/", "")
+        write_run(folder, settings, base_line() | more, validation(4, 1.0, 0.8) | more)
+    undecodable = os.fsdecode(b"\xff\xfe run")
+    try:
+        write_run(tmp_path / "runs" / undecodable, config("MixSD"), base_line(), validation(4, 1.0, 0.8))
+    except OSError:
+        pytest.skip("this system has no names of files that are no text")
+    write_report([tmp_path / "runs"], tmp_path / "out", "\x1b[31m")
+    for name in ("report.html", "report.md", "report.csv", "runs.csv"):
+        written = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert not [letter for letter in set(written) if not letter.isprintable() and letter != "\n"], name
 
 
 def browse(page: str, path: Path, script: str = "") -> str:
