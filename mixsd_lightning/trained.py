@@ -83,7 +83,11 @@ def read_trained(path: str | Path) -> Trained:
     checkpoint = _read_checkpoint(checkpoint_path)
     run = checkpoint_path.parent.parent
     try:
-        weights, step, settings = _weights_of(checkpoint), int(checkpoint["global_step"]), _settings_of(checkpoint)
+        weights, step, settings = (
+            _weights_of(checkpoint),
+            int(plain_values(checkpoint["global_step"])),
+            _settings_of(checkpoint),
+        )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"'{checkpoint_path}' is no checkpoint of this library: {error}.") from error
     if (run / CONFIG_FILE).is_file():

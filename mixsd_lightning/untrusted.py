@@ -63,8 +63,17 @@ def read_yaml(path: Path) -> Any:
         if len(text) > _LONGEST_YAML:
             raise ValueError(f"it is longer than {_LONGEST_YAML} characters")
         return plain_values(_ShallowLoader(text).get_single_data())
-    # Besides its own errors, the parser lets out those of int(), of dates and of dicts.
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError) as error:
+    # Besides its own errors, the parser lets out those of numbers, dates and keys that are none.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}. Mend it.") from error
 

@@ -36,16 +36,16 @@ def extract_boxed(completion: str, question: str = "") -> str | None:
     >>> extract_boxed(r"first \boxed{a}, then \boxed{x_{1} + y}.")
     'x_{1} + y'
     """
-    marker = "\\boxed{"
-    start = completion.rfind(marker)
-    while start != -1:
-        depth = 1
-        for index in range(start + len(marker), len(completion)):
-            depth += {"{": 1, "}": -1}.get(completion[index], 0)
-            if depth == 0:
-                return completion[start + len(marker) : index].strip()
-        start = completion.rfind(marker, 0, start)
-    return None
+    found = None
+    open_braces: list[int] = []  # where they stand, so that each closing one is paired with its own in a single pass
+    for brace in re.finditer("[{}]", completion):
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif open_braces:
+            start = open_braces.pop()
+            if completion.endswith("\\boxed", 0, start) and (found is None or start > found[0]):
+                found = start, brace.start()
+    return completion[found[0] + 1 : found[1]].strip() if found else None
 
 
 def extract_name(completion: str, question: str = "") -> str | None:
