@@ -10,6 +10,7 @@ what a program tries   ``"namespaces"`` (Linux that permits them)      ``"interp
 other files            a file tree of its own: system libraries and    the interpreter refuses to open, list or change
                        Python, read-only, and a small memory disk      them
 network                no interface but a loopback that is down        the interpreter refuses
+host, key rings        the kernel refuses (x86-64, ARM64)              the same
 other processes        cannot see them; all it started end with it     the interpreter refuses to start or signal any
 many processes         kernel limit                                    kernel limit that counts all the user's processes
 filling the disk       kernel limit for all files together             kernel limit for each file

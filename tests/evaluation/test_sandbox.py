@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import selectors
 import shutil
 import signal
@@ -569,6 +570,37 @@ attempt(socket.AF_UNIX, socket.SOCK_STREAM, NAME)
             listener.settimeout(0.01)
             with pytest.raises(TimeoutError):
                 listener.recv(1) if listener is datagrams else listener.accept()
+
+
+def test_the_host_of_a_virtual_machine_is_out_of_reach(run: Run) -> None:
+    code = """
+import socket
+for family in (40, 17, 29, 31, 38, 44):  # to the host, raw, to cars, to radios, to ciphers, to the network card
+    for kind in (socket.SOCK_STREAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+        try: print("REACHED", socket.socket(family, kind))
+        except OSError: pass
+one, other = socket.socketpair()
+one.send(b"a")
+print(other.recv(1), socket.socket().family == socket.AF_INET)
+"""
+    assert run(code) == Outcome(True, "passed", "b'a' True\n")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86-64")
+def test_system_calls_that_no_namespace_covers_are_refused(namespaces: Run) -> None:
+    """Each with arguments that the kernel would accept, or with which it would complain of something else."""
+    calls = {"keyctl": (250, 0, -3, 0), "add_key": (248, 0, 0, 0, 0, -3), "request_key": (249, 0, 0, 0, 0), "bpf": (321, 0, 0, 0),
+             "perf_event_open": (298, 0, 0, 0, 0, 0), "userfaultfd": (323, 1), "io_uring_setup": (425, 1, 0),
+             "socket of x32": (0x40000000 + 41, 40, 1, 0), "vsock": (41, 40, 1, 0), "vsock, long": (41, (7 << 32) + 40, 1, 0)}  # fmt: skip
+    code = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for name, (number, *arguments) in {calls}.items():
+    result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if (result, ctypes.get_errno()) != (-1, 1): print(name, result, ctypes.get_errno())
+print(libc.syscall(ctypes.c_long(39)) > 0, libc.prctl(21, 0, 0, 0, 0))
+"""
+    assert namespaces(code) == Outcome(True, "passed", "True 2\n")  # others work; seccomp filters
 
 
 def test_other_processes_are_out_of_reach(anyone: Anyone) -> None:
