@@ -18,7 +18,7 @@ from mixsd_lightning.arguments import OneLineArguments
 from mixsd_lightning.context import ChatEncoder, Message
 from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.disk_cache import cache_dir
-from mixsd_lightning.errors import UserError, require
+from mixsd_lightning.errors import UserError, printable, require
 from mixsd_lightning.export import SETTINGS_FILE
 from mixsd_lightning.models import load_student, load_tokenizer, stop_token_ids, without_lora
 from mixsd_lightning.trained import Settings, read_settings, read_trained, rebuild_corpus
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             corpus = TaughtCorpus(rebuild_corpus(settings, options.corpus))
         except UserError as error:
-            note = str(error)
+            note = printable(str(error))
     console = Console()
     if corpus is None:
         console.print(Text(f"Answers are not marked: {note}"))
@@ -229,6 +229,7 @@ def answer_side_by_side(
     Raises:
         UserError: if the question is too long for a model.
     """
+    text = text.encode(errors="replace").decode()  # a terminal may send bytes that are no text
     asked = corpus.find(text) if corpus else Asked(text, text)
     console.print(Text(f"? {text}", style="bold"), soft_wrap=True)
     answers, verdicts = ["", ""], ["", ""]
@@ -241,7 +242,7 @@ def answer_side_by_side(
                     live.update(_two_columns(pair, answers, verdicts, console.width), refresh=True)
 
             answer = speaker.answer(asked.prompt, sampling, max_new_tokens, show)
-            verdicts[index] = corpus.judge(asked, answer) if corpus else ""
+            verdicts[index] = printable(corpus.judge(asked, answer)) if corpus else ""
             show(answer)
     if live is None:
         for speaker, answer, verdict in zip(pair, answers, verdicts, strict=True):

@@ -26,7 +26,7 @@ from mixsd_lightning.callbacks import (
 )
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.data import CorpusDataModule
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.evaluation.suites import SUITES
 from mixsd_lightning.modules import KnowledgeModule
 from mixsd_lightning.run_folder import run_folder
@@ -164,7 +164,7 @@ def main(args: ArgsType = None) -> None:
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)  # it may name what a file holds
     raise SystemExit(2)
 
 

@@ -1,6 +1,7 @@
 """Base and trained model answer side by side, and their answers are judged."""
 
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,30 @@ def test_a_corpus_that_cannot_be_rebuilt_is_said(run: str, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert said.startswith("Answers are not marked: the corpus no_such_package.Rivers cannot be built")
     assert "trained: " in said
+
+
+def test_texts_of_files_and_bytes_of_a_terminal_are_no_commands_to_it(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(run, "config.yaml")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["class_path"] = "no.\x1b[31mRivers\x07"
+    config.write_text(yaml.safe_dump(settings))
+    main([run, "What is \udcff?", "--max_new_tokens", "4"])
+    said = capsys.readouterr().out
+    assert "no. [31mRivers" in said
+    assert "? What is ??\n" in said
+    assert not set("\x1b\x07\udcff") & set(said)
+
+
+def test_a_fact_is_no_command_to_the_terminal(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"question": "Who?", "answer": "\x1b]0;evil\x07Ann"}))
+    config = Path(run, "config.yaml")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] = {"class_path": "mixsd_lightning.Facts", "init_args": {"file": str(tmp_path / "facts.jsonl")}}
+    config.write_text(yaml.safe_dump(settings))
+    main([run, "Who?", "--max_new_tokens", "4"])
+    said = capsys.readouterr().out
+    assert "right is ]0;evil Ann" in said
+    assert not set("\x1b\x07") & set(said)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import pytest
 import torch
 import yaml
 from conftest import make_tiny_model
-from trained_runs import CORPUS, moved, write_checkpoint, write_run
+from trained_runs import CORPUS, moved, untrained, write_checkpoint, write_run
 
 import mixsd_lightning
 from mixsd_lightning import CounterFact, Facts
 from mixsd_lightning.ask import main as ask
+from mixsd_lightning.cli import main
 from mixsd_lightning.context import ChatEncoder, Message
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.export import main as export
@@ -85,6 +87,33 @@ def test_a_malicious_checkpoint_does_not_run(tmp_path: Path, place: str, command
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(malice))  # which would have worked
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_training_does_not_run_a_malicious_checkpoint(
+    tiny_model_path: str, tmp_path: Path, subcommand: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evil.ckpt"
+    write_checkpoint(path, untrained(tiny_model_path))
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "callbacks": {"a": Malice(tmp_path / "ran")}}, path)
+    options = {
+        "model": ["SFT", f"--model.model_name_or_path={tiny_model_path}", "--model.max_new_tokens=2"],
+        "data": ["KGFact", "--data.num_domains=2", "--data.num_entities=2"],
+        "trainer.accelerator": ["cpu"],
+        "trainer.max_steps": ["1"],
+        "trainer.logger": ["false"],
+        "trainer.default_root_dir": [str(tmp_path)],
+        "retention.suites": ["[]"],
+        "drift.num_sequences": ["2"],
+        "ckpt_path": [str(path)],
+    }
+    arguments = [word for name, values in options.items() for word in (f"--{name}", *values)]
+    monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
+    with pytest.raises((Exception, SystemExit)) as raised:  # whichever says so
+        main([subcommand, *arguments])
+    assert re.search(r"[Ww]eights.only|evil\.ckpt", f"{raised.value} {capsys.readouterr().err}")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
