@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.ranks import is_sharded, local
+
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Layers that see the past through keys and values of each token alone."""
 
 
 def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -137,8 +141,31 @@ def attends_by(model: PreTrainedModel, kinds: Set[str]) -> bool:
 
     Never of a sharded model: its layers must run equally often on all ranks, whatever their rows have in common.
     """
-    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or {"full_attention"})
-    return layer_types <= kinds and not getattr(model, "_is_stateful", False) and not is_sharded(model)
+    return _layer_kinds(model) <= kinds and not getattr(model, "_is_stateful", False) and not is_sharded(model)
+
+
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether a model keeps more than the keys and values of single tokens, so that padding and other rows may disturb a row."""
+    has_cache = "past_key_values" in signature(model.forward).parameters
+    return not has_cache or bool(_layer_kinds(model) - ATTENTION_KINDS) or getattr(model, "_is_stateful", False)
+
+
+def allows_gaps(model: PreTrainedModel) -> bool:
+    """Whether padding may stand between the tokens of a row, so that positions alone say how far apart they are.
+
+    A window counts columns, and so do the biases of models that take no positions (ALiBi).
+    """
+    return attends_by(model, {"full_attention"}) and "position_ids" in signature(model.forward).parameters
+
+
+def _layer_kinds(model: PreTrainedModel) -> set[str]:
+    config = model.config.get_text_config()
+    if kinds := getattr(config, "layer_types", None):
+        return set(kinds)
+    is_windowed = getattr(config, "sliding_window", None) is not None  # Mistral, Phi-3, Starcoder 2
+    if is_windowed or "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
+        return {"sliding_attention"}
+    return {"full_attention" if getattr(config, "attention_chunk_size", None) is None else "chunked_attention"}
 
 
 def compile_decoder(model: PreTrainedModel) -> None:

@@ -13,10 +13,7 @@ from transformers import PreTrainedModel
 from mixsd_lightning.data.batches import TrainBatch
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.losses.chunked import Head
-from mixsd_lightning.models import attends_by, evaluating, is_compiled
-
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-
+from mixsd_lightning.models import ATTENTION_KINDS, attends_by, evaluating, is_compiled
 
 FINAL = -1
 """The last layer's states, after the final norm: what the head gets."""
@@ -63,7 +60,8 @@ def output_head(model: PreTrainedModel) -> Head:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale *= getattr(config, "lm_head_multiplier", 1.0)  # Falcon H1
     scale /= getattr(config, "logits_scaling", 1.0)  # Granite
-    return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)  # RecurrentGemma
+    return Head(layer.weight, getattr(layer, "bias", None), scale, cap)
 
 
 @torch.no_grad()
@@ -73,6 +71,11 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:
         UserError: if it is not.
     """
+    if model.base_model is model:
+        raise UserError(
+            f"--model.model_name_or_path: {type(model).__name__} does not say which part of it lies below the head, so it cannot "
+            "be trained here. Choose another model."
+        )
     # Some tokens, none of them padding, whose state is zero.
     ids = torch.arange(1, 9, device=model.device)[None]
     with evaluating(model):
@@ -90,4 +93,4 @@ def _can_share(model: PreTrainedModel) -> bool:
     """Whether rows may go on from a common cache here."""
     # Checkpointed layers drop the cache, and a compiled model would be compiled for every length of it.
     is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return attends_by(model, _ATTENTION_LAYERS) and not (model.training and is_checkpointed) and not is_compiled(model)
+    return attends_by(model, ATTENTION_KINDS) and not (model.training and is_checkpointed) and not is_compiled(model)

@@ -172,3 +172,16 @@ def test_a_model_with_another_head_is_refused() -> None:
     head.register_forward_hook(lambda module, inputs, output: output + output.square())
     with pytest.raises(UserError, match="does more with its last hidden states"):
         check_head(model)
+
+
+def test_a_model_without_a_body_of_its_own_is_refused() -> None:
+    sizes = {**SIZES, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama4_text"](**sizes))
+    with pytest.raises(UserError, match="does not say which part of it lies below the head"):
+        check_head(model)
+
+
+def test_the_cap_of_recurrent_gemma_is_known() -> None:
+    sizes = {**SIZES, "num_hidden_layers": 3, "lru_width": 32, "logits_soft_cap": 2.0}
+    torch.manual_seed(0)
+    check_head(AutoModelForCausalLM.from_config(CONFIG_MAPPING["recurrent_gemma"](**sizes)).eval())

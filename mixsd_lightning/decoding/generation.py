@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mixsd_lightning.decoding.prefix_tree import common_prefix_length
 from mixsd_lightning.decoding.sampling import supports, uniform_numbers
-from mixsd_lightning.models import attends_by, inference
+from mixsd_lightning.models import allows_gaps, inference, is_recurrent
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Completion:
 class CachedRows:
     """Prompts with their key-value cache, extended by one token a step.
 
-    What all prompts begin with is computed once; what follows is padded on the left.
+    What all prompts begin with is computed once, where the model allows it; what follows is padded on the left.
 
     Attributes:
         logits_NV: Next-token logits of each row, float32.
@@ -38,7 +38,7 @@ class CachedRows:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self._model = model
         self._cache = DynamicCache(config=model.config)
-        shared = common_prefix_length(prompts) if len(prompts) > 1 and attends_by(model, {"full_attention"}) else 0
+        shared = common_prefix_length(prompts) if len(prompts) > 1 and allows_gaps(model) else 0
         rests = [list(prompt[shared:]) for prompt in prompts]
         longest = max(map(len, rests))
         # Any id does for padding: the mask hides it.
@@ -78,6 +78,36 @@ class CachedRows:
             logits_to_keep=1,
         )
         self.logits_NV = output.logits[:, -1].float()
+
+
+class UncachedRows:
+    """The same for recurrent models, whose states padding would disturb: every row is run alone, from its start at every step.
+
+    Attributes:
+        logits_NV: Next-token logits of each row, float32.
+    """
+
+    logits_NV: Tensor
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self._model = model
+        self._texts = [list(prompt) for prompt in prompts]
+        self._forward()
+
+    def append(self, tokens_N: Tensor) -> None:
+        """Append one token to every row and compute the next logits."""
+        self._texts = [[*text, token] for text, token in zip(self._texts, tokens_N.tolist(), strict=True)]
+        self._forward()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; one may be kept more than once."""
+        self._texts = [self._texts[row] for row in rows]
+        self.logits_NV = self.logits_NV[list(rows)]
+
+    def _forward(self) -> None:
+        texts = [torch.tensor([text], device=self._model.device) for text in self._texts]
+        logits = [self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1] for ids in texts]
+        self.logits_NV = torch.cat(logits).float()
 
 
 @dataclass(frozen=True)
@@ -176,7 +206,7 @@ def _generate(
     with inference(model):
         for start in range(0, len(order), num_prompts):
             indices = order[start : start + num_prompts]
-            rows = CachedRows(model, [prompts[index] for index in indices])
+            rows = (UncachedRows if is_recurrent(model) else CachedRows)(model, [prompts[index] for index in indices])
             in_flight = [index * num_each + number for index in indices for number in range(num_each)]
             if num_each > 1:
                 rows.keep([slot for slot in range(len(indices)) for _ in range(num_each)])

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from mixsd_lightning.models import inference
+from mixsd_lightning.models import inference, is_recurrent
 
 
 def completion_log_probs(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """Log-probability of each token of each completion after its prompt, in nats, all in one batch."""
+    """Log-probability of each token of each completion after its prompt, in nats; all in one batch, unless padding disturbs."""
     if not completions:
         return []
+    if len(completions) > 1 and is_recurrent(model):
+        pairs = zip(prompts, completions, strict=True)
+        return [completion_log_probs(model, [prompt], [completion])[0] for prompt, completion in pairs]
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     input_ids, mask = _left_padded(sequences, model.device)
     longest = input_ids.shape[1]
@@ -54,6 +57,8 @@ def continuation_scores(
 ) -> list[list[ContinuationScore]]:
     """Scores of several continuations of each context, all in one batch. A context is run once for all of them.
 
+    (Recurrent models run every continuation alone, behind its context.)
+
     Args:
         model: A causal language model.
         contexts: Token ids, one at least in each.
@@ -62,6 +67,9 @@ def continuation_scores(
     flat = [continuation for several in continuations for continuation in several]
     assert all(contexts) and all(continuations) and all(flat)
     device = model.device
+    if is_recurrent(model):
+        pairs = zip(contexts, continuations, strict=True)
+        return [[_score_alone(model, context, continuation) for continuation in several] for context, several in pairs]
     contexts_N = torch.tensor([index for index, several in enumerate(continuations) for _ in several], device=device)
     context_ids_KP, context_mask_KP = _left_padded(contexts, device)
     longest = max(map(len, flat))
@@ -95,6 +103,14 @@ def continuation_scores(
     is_greedy_N = (is_greedy_NT | ~is_token_NT).all(-1).tolist()
     scores = iter(map(ContinuationScore, log_probs_N, is_greedy_N))
     return [[next(scores) for _ in several] for several in continuations]
+
+
+def _score_alone(model: PreTrainedModel, context: Sequence[int], continuation: Sequence[int]) -> ContinuationScore:
+    with inference(model):
+        text_1L = torch.tensor([[*context, *continuation]], device=model.device)
+        logits_1TV = model(input_ids=text_1L, use_cache=False).logits[:, len(context) - 1 : -1]
+    log_probs_1T, is_greedy_1T = _scores(logits_1TV, text_1L[:, len(context) :])
+    return ContinuationScore(float(log_probs_1T.sum()), bool(is_greedy_1T.all()))
 
 
 def _scores(logits_NTV: Tensor, targets_NT: Tensor) -> tuple[Tensor, Tensor]:

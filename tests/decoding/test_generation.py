@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import OTHERS, TRAINED, make_model
 from conftest import transformers_greedy
 from scipy.stats import chisquare
 from torch import Tensor
@@ -72,6 +73,30 @@ def test_layers_with_a_window_count_padding_so_nothing_is_shared(tiny_model: Pre
     generate_greedy(tiny_model, [[1, 2, 3, 4], [1, 2, 5]], max_new_tokens=1, stop_ids=frozenset())
     hook.remove()
     assert shapes == [(2, 4)]
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *OTHERS])
+def test_every_architecture_answers_as_transformers_does(name: str) -> None:
+    model = make_model(name)
+    beginning = random_prompts([12], seed=5)[0]
+    stop_ids = frozenset(range(3, 257, 32))
+    for prompts in (random_prompts([1, 30, 9]), [beginning + rest for rest in random_prompts([1, 20, 7], seed=6)]):
+        found = generate_greedy(model, prompts, max_new_tokens=12, stop_ids=stop_ids)
+        assert [c.token_ids for c in found] == [transformers_greedy(model, prompt, stop_ids, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["mistral", "mpt", "mamba"])
+def test_rollouts_of_every_kind_of_attention_are_those_of_a_loop_without_cache(name: str) -> None:
+    model = make_model(name)
+    prompts = random_prompts((3, 9))
+    found = rollouts(model, prompts, num_rollouts=2, max_new_tokens=5)
+    model.eval()
+    for index, prompt in enumerate(prompts):
+        for number in range(2):
+            text = list(prompt)
+            for uniform in uniform_numbers(f"key {index}|{number}", 5):
+                text.append(supports(next_logits(model, text)[None], 1.0)[0].pick(uniform))
+            assert found[index][number] == text[len(prompt) :]
 
 
 def test_greedy_does_not_depend_on_order(tiny_model: PreTrainedModel, stop_ids: frozenset[int]) -> None:

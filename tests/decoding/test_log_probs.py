@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from architectures import OTHERS, TRAINED, make_model
 from conftest import transformers_greedy
 from transformers import PreTrainedModel
 
@@ -115,3 +116,17 @@ def test_continuations_run_in_eval_mode_and_restore_the_mode(tiny_model: PreTrai
     continuation_scores(tiny_model, PROMPTS, CONTINUATIONS)
     assert seen == {(False, False)}
     assert {module.training for module in tiny_model.modules()} == {training}
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *OTHERS])
+def test_every_architecture_is_scored_as_alone(name: str) -> None:
+    model = make_model(name)
+    prompts, completions = random_ids((1, 30, 9), seed=3), random_ids((4, 1, 7), seed=4)
+    expected = [alone(model, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    for log_probs, others in zip(completion_log_probs(model, prompts, completions), expected, strict=True):
+        assert log_probs == pytest.approx(others, rel=1e-4, abs=1e-3)
+    found = continuation_scores(model, prompts, [[completion] for completion in completions])
+    assert [scores[0].log_prob for scores in found] == pytest.approx([sum(others) for others in expected], rel=1e-4)
+    greedy = transformers_greedy(model, prompts[1], frozenset(), 3)
+    scores = continuation_scores(model, [prompts[1]], [[greedy, [*greedy[:2], (greedy[2] + 1) % 256]]])[0]
+    assert [score.is_greedy for score in scores] == [True, False]
