@@ -69,7 +69,7 @@ def check_head(model: PreTrainedModel) -> None:
     """Make sure that :func:`output_head` is all that stands between a model's hidden states and its logits.
 
     Raises:
-        UserError: if it is not.
+        UserError: if it is not, or there are no logits to speak of.
     """
     if model.base_model is model:
         raise UserError(
@@ -81,6 +81,11 @@ def check_head(model: PreTrainedModel) -> None:
     with evaluating(model):
         expected = model(input_ids=ids, use_cache=False).logits[0].float()
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    if not expected.isfinite().all():
+        raise UserError(
+            f"--model.model_name_or_path: the logits of this {type(model).__name__} are not finite before any training: its weights "
+            "are damaged. Fetch the model again."
+        )
     found = output_head(model).logits(hidden).float()
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.std())):
         raise UserError(

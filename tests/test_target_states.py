@@ -185,3 +185,12 @@ def test_the_cap_of_recurrent_gemma_is_known() -> None:
     sizes = {**SIZES, "num_hidden_layers": 3, "lru_width": 32, "logits_soft_cap": 2.0}
     torch.manual_seed(0)
     check_head(AutoModelForCausalLM.from_config(CONFIG_MAPPING["recurrent_gemma"](**sizes)).eval())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_with_damaged_weights_is_refused(bad: float) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.base_model.layers[1].mlp.down_proj.weight[0, 0] = bad
+    with pytest.raises(UserError, match="are not finite before any training"):
+        check_head(model)

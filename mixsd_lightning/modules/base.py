@@ -32,6 +32,7 @@ from mixsd_lightning.models import (
     stop_token_ids,
     without_lora,
 )
+from mixsd_lightning.modules.step_guard import StepGuard
 from mixsd_lightning.target_states import check_head
 
 TAUGHT = "taught"
@@ -104,6 +105,7 @@ class KnowledgeModule(LightningModule, ABC):
         self.token_counts: Counter[str] = Counter()
         """Tokens that this rank has trained on and generated since somebody cleared it."""
         self._num_target_tokens = torch.tensor(0.0)
+        self._step_guard = StepGuard()
 
     @abstractmethod
     def training_items(self, examples: Sequence[Example]) -> Sequence[Item]:
@@ -204,6 +206,7 @@ class KnowledgeModule(LightningModule, ABC):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss_sum, num_tokens = self.summed_loss(batch)
+        self._step_guard.note(batch_idx, loss_sum)
         self._num_target_tokens = self._num_target_tokens.to(num_tokens.device) + num_tokens
         self.token_counts["trained_tokens"] += int(num_tokens)
         self.log("train/loss", loss_sum.detach() / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
@@ -214,13 +217,19 @@ class KnowledgeModule(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of the summed loss into gradients of the mean over all valid tokens of the global batch.
 
-        Distributed strategies average gradients over ranks, hence the factor of the number of ranks.
+        Distributed strategies average gradients over ranks, hence the factor of the number of ranks. Without any valid token
+        there is no gradient at all, and the optimizer moves nothing: not by its momentum, nor by weight decay.
         """
-        num_tokens = self.trainer.strategy.reduce(self._num_target_tokens, reduce_op="sum")
-        scale = self.trainer.world_size / max(1.0, float(num_tokens))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self._step_guard.check(
+            self.student.parameters(), self.trainer.global_step, self.trainer.current_epoch, scaler and scaler.get_scale()
+        )
+        num_tokens = float(self.trainer.strategy.reduce(self._num_target_tokens, reduce_op="sum"))
         for parameter in self.student.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+            if num_tokens == 0:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.mul_(self.trainer.world_size / num_tokens)
         self._num_target_tokens = torch.zeros_like(self._num_target_tokens)
 
     @override
