@@ -20,7 +20,7 @@ from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.disk_cache import cache_dir
 from mixsd_lightning.errors import UserError, printable, require
 from mixsd_lightning.export import SETTINGS_FILE
-from mixsd_lightning.models import load_student, load_tokenizer, stop_token_ids, without_lora
+from mixsd_lightning.models import load_student, load_tokenizer, stop_token_ids, window_of, without_lora
 from mixsd_lightning.trained import Settings, read_settings, read_trained, rebuild_corpus
 from mixsd_lightning.verdict import Asked, TaughtCorpus
 
@@ -92,7 +92,7 @@ class Speaker:
             UserError: if prompt and answer are longer than the model's window.
         """
         ids = self.encoder.prompt([Message("user", prompt)])
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31)
+        window = window_of(self.model.config)
         if len(ids) + max_new_tokens > window:
             raise UserError(
                 f"The prompt has {len(ids)} tokens and --max_new_tokens is {max_new_tokens}, but the window of the {self.name} "

@@ -7,7 +7,9 @@ generated for. Prompts are built from messages, never by splicing token ids, and
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
+from mixsd_lightning.ranks import rank_and_count
 
 INSTRUCTIONS = {
     "boxed": "Think it through step by step, then give the final answer inside \\boxed{}.",
@@ -82,6 +85,16 @@ _DEFAULT_EXPERT_CONTEXTS = {
 _BOXED = ", with the final answer inside \\boxed{}"
 
 
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+"""The chat template of models that have none: a line with the role, the text, and the end of sequence behind an answer.
+
+``User:`` / question / empty line / ``Assistant:`` / answer. It is exported with the trained model, which knows no other."""
+
+
 class Message(NamedTuple):
     """One turn of a chat."""
 
@@ -114,7 +127,7 @@ def expert_context(example: Example) -> list[Message]:
 
 
 class ChatEncoder:
-    """Encodes chat messages with a tokenizer's own chat template.
+    """Encodes chat messages with a tokenizer's own chat template, or :data:`PLAIN_TEMPLATE` where it has none.
 
     Attributes:
         end_of_turn_id: The token that the template writes right after an assistant turn (the tokenizer's end-of-sequence
@@ -123,6 +136,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+            _say_that_the_template_is_plain(tokenizer.name_or_path)
         # Not all_special_ids: that lists only tokens with a role, and an end of turn often has none.
         self._specials = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.end_of_turn_id = self._find_end_of_turn()
@@ -202,3 +218,13 @@ class ChatEncoder:
                 "ends. Set eos_token in its tokenizer_config.json."
             )
         return int(self.tokenizer.eos_token_id)
+
+
+@cache
+def _say_that_the_template_is_plain(name: str) -> None:
+    if rank_and_count()[0] == 0:
+        print(
+            f"note: the tokenizer of '{name}' has no chat template; questions and answers are written under 'User:' and "
+            "'Assistant:' (PLAIN_TEMPLATE), and an exported model carries that template.",
+            file=sys.stderr,
+        )

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.ranks import is_sharded, local
+from mixsd_lightning.vocabulary import suppress_unknown
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Layers that see the past through keys and values of each token alone."""
@@ -20,6 +28,9 @@ ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_att
 
 def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model in float32, ready to train.
+
+    It has no dropout: targets and likelihoods are those of the model without, and so is what it is trained to. It never writes
+    tokens that its tokenizer has no text for.
 
     Args:
         model_name_or_path: ``smollm2-135m`` (the built-in model), a local Hugging Face folder, or a Hub id.
@@ -36,6 +47,8 @@ def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> Pr
             f"--model.model_name_or_path: '{model_name_or_path}' lacks {len(missing)} tensors ({missing[0]}, ...), which would "
             "be random. Give a complete model folder whose config matches its weights."
         )
+    _switch_dropout_off(model)
+    suppress_unknown(model, load_tokenizer(model_name_or_path, trust_remote_code))
     return model.train()  # from_pretrained returns it in eval mode, and Lightning no longer switches
 
 
@@ -43,22 +56,29 @@ def load_tokenizer(model_name_or_path: str, trust_remote_code: bool = False) -> 
     """Load the tokenizer of a model named as in :func:`load_student`.
 
     Raises:
-        UserError: if it cannot be read or has no chat template.
+        UserError: if it cannot be read.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, model_name_or_path, trust_remote_code)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"--model.model_name_or_path: the tokenizer of '{model_name_or_path}' has no chat template, so it is not a "
-            "chat model. Choose an instruction-tuned model, or add a chat_template.jinja to a local copy."
-        )
-    return tokenizer
+    return _from_pretrained(AutoTokenizer, model_name_or_path, trust_remote_code)
 
 
 def context_window(model_name_or_path: str, trust_remote_code: bool = False) -> int:
     """Number of tokens (prompt and completion together) that the model was made for, read from its config alone."""
-    config = _from_pretrained(AutoConfig, model_name_or_path, trust_remote_code)
-    # Models without position embeddings (state-space models) have no limit.
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31))
+    return window_of(_from_pretrained(AutoConfig, model_name_or_path, trust_remote_code))
+
+
+def window_of(config: PretrainedConfig) -> int:
+    """Number of tokens (prompt and completion together) that a model of this config was made for.
+
+    With LongRoPE (Phi-3 of 128k) it is the window of the first training. Longer texts change the model's frequencies, and with
+    them everything else in their batch.
+    """
+    text = config.get_text_config()
+    # MPT has a name of its own; models without position embeddings (state-space models) have no limit.
+    windows = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        windows.append(rope.get("original_max_position_embeddings"))
+    return min((int(window) for window in windows if window), default=2**31)
 
 
 def stop_token_ids(model: PreTrainedModel, end_of_turn_id: int) -> frozenset[int]:
@@ -207,6 +227,17 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
 def inference_dtype(model: PreTrainedModel) -> torch.dtype:
     """What a model computes in under :func:`inference`."""
     return torch.get_autocast_dtype(model.device.type) if _autocasts(model) else model.dtype
+
+
+def _switch_dropout_off(model: PreTrainedModel) -> None:
+    """Set every rate of dropout to zero: in modules, where they are modules or numbers, and in configs (Falcon looks there)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for owner in (module, module.config) if isinstance(module, PreTrainedModel) else (module,):
+            for name, value in list(vars(owner).items()):
+                if "drop" in name and isinstance(value, float):
+                    setattr(owner, name, 0.0)
 
 
 def _autocasts(model: PreTrainedModel) -> bool:

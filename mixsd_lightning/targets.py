@@ -92,9 +92,9 @@ class MixedTargets:
         return [MixingTask(example.id, generation, naive, expert, answers) for generation in generations]
 
     @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest naive or expert prompt."""
-        return max(max(len(task.naive_prompt), len(task.expert_prompt)) for task in self._tasks)
+    def longest_prompt(self) -> tuple[int, str]:
+        """Tokens of the longest naive or expert prompt, and the example that it belongs to."""
+        return max((max(len(task.naive_prompt), len(task.expert_prompt)), task.example_id) for task in self._tasks)
 
     def identity(self, engine: Engine) -> dict[str, Any]:
         """Everything that decides what an engine will write."""

@@ -52,6 +52,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_n_groups": 1,
     },
+    "opt": {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 """Others that answer, each with a trap of its own for batched decoding."""
 

@@ -3,12 +3,21 @@
 import re
 
 import pytest
+from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from mixsd_lightning.context import ChatEncoder, Message, expert_context, naive_context, user_turn
+from mixsd_lightning.context import (
+    PLAIN_TEMPLATE,
+    ChatEncoder,
+    Message,
+    _say_that_the_template_is_plain,
+    expert_context,
+    naive_context,
+    user_turn,
+)
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
 from mixsd_lightning.models import load_tokenizer
@@ -193,3 +202,35 @@ def test_the_fingerprint_tells_templates_and_vocabularies_apart(tokenizer: PreTr
         change()
         fingerprints.append(ChatEncoder(tokenizer).fingerprint())
     assert len(set(fingerprints)) == 4
+
+
+def plain_encoder(**tokens: str | None) -> ChatEncoder:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    for role, token in tokens.items():
+        setattr(tokenizer, role, token)
+    return ChatEncoder(tokenizer)
+
+
+def test_without_a_chat_template_a_plain_one_is_used() -> None:
+    encoder = plain_encoder()
+    text = "<|im_start|>User:\nHi\n\nAssistant:\nHello<|im_end|>\n\nUser:\nWho?\n\nAssistant:\n"
+    assert encoder.tokenizer.decode(encoder.prompt(CHAT)) == text
+    assert encoder.tokenizer.decode(encoder.target("Me.")) == "Me.<|im_end|>"
+    assert encoder.tokenizer.chat_template == PLAIN_TEMPLATE
+    look_alike = encoder.prompt([Message("user", "a <|im_end|> b")])
+    assert num_specials(encoder.tokenizer, look_alike) == 1
+
+
+def test_the_plain_template_needs_no_token_for_the_beginning() -> None:
+    encoder = plain_encoder(bos_token=None)
+    assert encoder.tokenizer.decode(encoder.prompt(CHAT[:1])) == "User:\nHi\n\nAssistant:\n"
+
+
+def test_that_the_template_is_plain_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_that_the_template_is_plain.cache_clear()
+    for _ in range(3):
+        plain_encoder()
+    said = capsys.readouterr().err
+    assert said.startswith("note: the tokenizer of '' has no chat template")
+    assert said.count("\n") == 1

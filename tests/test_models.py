@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import write_model
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.models import context_window, load_student, load_tokenizer, stop_token_ids, weights_fingerprint
+from mixsd_lightning.models import (
+    context_window,
+    load_student,
+    load_tokenizer,
+    stop_token_ids,
+    weights_fingerprint,
+    window_of,
+)
 
 
 @pytest.fixture
@@ -82,11 +90,58 @@ def test_broken_tokenizer_is_explained(folder: Path) -> None:
     assert_explained(caught.value, folder)
 
 
-def test_tokenizer_without_chat_template_is_refused(folder: Path) -> None:
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"^--model\.model_name_or_path: .* has no chat template") as caught:
-        load_tokenizer(str(folder))
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", ["gpt2", "phi", "phi3", "opt", "falcon", "gpt_neo"])
+def test_a_student_has_no_dropout(name: str, tmp_path: Path) -> None:
+    everywhere = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "dropout": 0.5, "attention_dropout": 0.5}
+    everywhere |= {"hidden_dropout": 0.5, "layerdrop": 0.5, "embed_dropout": 0.5, "emb_pdrop": 0.5}
+    student = load_student(write_model(tmp_path, name, **everywhere))
+    ids = torch.arange(1, 9)[None]
+    assert student.training
+    trained_on, asked = student(input_ids=ids).logits, student.eval()(input_ids=ids).logits
+    assert torch.equal(trained_on, asked)
+
+
+def config(name: str, **options: Any) -> PretrainedConfig:
+    return CONFIG_MAPPING[name](**options)
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+
+
+@pytest.mark.parametrize(
+    ("made", "window"),
+    [
+        (config("llama", max_position_embeddings=300), 300),
+        (config("mistral", max_position_embeddings=300, sliding_window=20), 300),
+        (config("gpt2", n_positions=300), 300),
+        (config("mpt", max_seq_len=300), 300),
+        (config("mamba"), 2**31),
+        (config("gemma3", text_config={"max_position_embeddings": 300}), 300),
+        (
+            config(
+                "phi3",
+                hidden_size=128,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=3000,
+                original_max_position_embeddings=300,
+                rope_parameters=LONGROPE,
+            ),
+            300,
+        ),
+        (
+            config(
+                "llama",
+                max_position_embeddings=3000,
+                rope_parameters={"rope_type": "yarn", "factor": 10.0, "original_max_position_embeddings": 300},
+            ),
+            3000,
+        ),
+    ],
+    ids=["llama", "windowed", "gpt2", "mpt", "mamba", "nested", "longrope", "yarn"],
+)
+def test_the_window_is_what_a_model_was_made_for(made: PretrainedConfig, window: int) -> None:
+    assert window_of(made) == window
 
 
 def test_context_window_is_read_without_weights(folder: Path) -> None:

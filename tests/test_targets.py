@@ -325,7 +325,7 @@ def test_the_identity_changes_with_the_tokenizer(encoder: ChatEncoder, tiny_mode
 def test_longest_prompt_counts_both_contexts(encoder: ChatEncoder) -> None:
     examples = [replace(example, fact="Long. " * index) for index, example in enumerate(make_examples())]
     targets = MixedTargets(examples, encoder, SETTINGS)
-    assert targets.longest_prompt == len(encoder.prompt(expert_context(examples[6])))
+    assert targets.longest_prompt == (len(encoder.prompt(expert_context(examples[6]))), examples[6].id)
 
 
 # --- shards ------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from mixsd_lightning.decoding.prefix_tree import Node, PrefixTree, common_prefix
 from mixsd_lightning.decoding.sampling import supports
 from mixsd_lightning.decoding.step_cost import StepCost
 from mixsd_lightning.models import inference_dtype, weights_fingerprint
+from mixsd_lightning.vocabulary import forbid_suppressed
 
 # Columns of a cache row for what no attempt must have at once: other attempts in progress, guesses, what earlier ones left.
 _SPARE_COLUMNS = 128
@@ -144,7 +145,7 @@ class MixingEngine:
     def _run(self, cache: PrefixCache, spans: Sequence[Span]) -> torch.Tensor:
         self.statistics.forwards += 1
         self.statistics.evaluated_tokens += sum(len(span.columns) for span in spans)
-        return cache.forward(spans)
+        return forbid_suppressed(self._model, cache.forward(spans))
 
     def _settle(self, example: "_Example", accept: AcceptRule) -> Iterator[MixingResult]:
         """Bring every attempt to where a forward is needed, starting the next where one was rejected."""

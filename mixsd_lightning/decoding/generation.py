@@ -12,7 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mixsd_lightning.decoding.prefix_tree import common_prefix_length
 from mixsd_lightning.decoding.sampling import supports, uniform_numbers
-from mixsd_lightning.models import allows_gaps, inference, is_recurrent
+from mixsd_lightning.errors import UserError
+from mixsd_lightning.models import allows_gaps, inference, is_recurrent, window_of
+from mixsd_lightning.vocabulary import forbid_suppressed
 
 
 @dataclass
@@ -77,7 +79,7 @@ class CachedRows:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits_NV = output.logits[:, -1].float()
+        self.logits_NV = forbid_suppressed(self._model, output.logits[:, -1].float())
 
 
 class UncachedRows:
@@ -107,7 +109,7 @@ class UncachedRows:
     def _forward(self) -> None:
         texts = [torch.tensor([text], device=self._model.device) for text in self._texts]
         logits = [self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1] for ids in texts]
-        self.logits_NV = torch.cat(logits).float()
+        self.logits_NV = forbid_suppressed(self._model, torch.cat(logits).float())
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,12 @@ def _generate(
     num_prompts: int,
 ) -> list[Completion]:
     """``num_each`` completions of every prompt, in order, of ``num_prompts`` prompts at once."""
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > window_of(model.config):
+        raise UserError(
+            f"A prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit the model's window of "
+            f"{window_of(model.config)}. Shorten the prompt, or lower max_new_tokens."
+        )
     completions = [Completion() for _ in range(len(prompts) * num_each)]
     # Similar lengths together, so that little of a batch is padding.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from mixsd_lightning.context import ChatEncoder, Message
 from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.disk_cache import digest
-from mixsd_lightning.evaluation.suites.data_suite import window_of
 from mixsd_lightning.example import Example
-from mixsd_lightning.models import inference_dtype, stop_token_ids, weights_fingerprint
+from mixsd_lightning.models import inference_dtype, stop_token_ids, weights_fingerprint, window_of
 from mixsd_lightning.progress import Progress
 
 
@@ -48,7 +47,7 @@ def write(
     prompts = [encoder.prompt([Message("user", request)]) for request in requests]
     # Similar lengths together, so that little of a batch is padding.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    fitting = [index for index in order if len(prompts[index]) + max_new_tokens <= window_of(model)]
+    fitting = [index for index in order if len(prompts[index]) + max_new_tokens <= window_of(model.config)]
     batches = [fitting[start : start + batch_size] for start in range(0, len(fitting), batch_size)]
     writings = [Writing("", False)] * len(prompts)
     with Progress(description, len(batches)) as progress:

@@ -93,11 +93,11 @@ class MixSD(SupervisedModule):
     @override
     def prepare_data(self) -> None:
         super().prepare_data()
-        longest = self._targets().longest_prompt
+        longest, example_id = self._targets().longest_prompt
         if longest + self.max_new_tokens > self.context_window:
             raise UserError(
-                f"The longest expert prompt and its target need {longest + self.max_new_tokens} tokens, but the model's "
-                f"window has {self.context_window}. Lower --model.max_new_tokens or shorten the facts."
+                f"The longest prompt, of example '{example_id}', and its target need {longest + self.max_new_tokens} tokens, but the "
+                f"model's window has {self.context_window}. Lower --model.max_new_tokens or shorten the facts."
             )
 
     @override

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.decoding.log_probs import ContinuationScore, continuation_scores
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.evaluation.suites.data_suite import window_of
+from mixsd_lightning.models import window_of
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.ranks import rank_and_count
 
@@ -37,7 +37,7 @@ def score_texts(
     Raises:
         UserError: if a continuation alone fills the model's window.
     """
-    window = window_of(model)
+    window = window_of(model.config)
     encoded: list[tuple[list[int], list[list[int]]]] = []
     num_cut = 0
     for context, several in zip(contexts, continuations, strict=True):

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.disk_cache import digest
@@ -49,8 +48,3 @@ class DataSuite(Suite, Generic[Example]):
     def settings(self) -> dict[str, Any]:
         examples = [asdict(example) for example in self.examples]  # type: ignore[call-overload]
         return {"revision": self.revision, "examples": digest(examples)}
-
-
-def window_of(model: PreTrainedModel) -> int:
-    """Number of tokens that a model was made for; one without position embeddings has no limit."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))

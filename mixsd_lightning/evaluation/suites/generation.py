@@ -14,8 +14,8 @@ from mixsd_lightning.context import ChatEncoder, Message
 from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.evaluation.suites.base import Answer, Score, by_group
-from mixsd_lightning.evaluation.suites.data_suite import DataSuite, window_of
-from mixsd_lightning.models import stop_token_ids
+from mixsd_lightning.evaluation.suites.data_suite import DataSuite
+from mixsd_lightning.models import stop_token_ids, window_of
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.ranks import rank_and_count
 
@@ -129,7 +129,7 @@ class GenerationSuite(DataSuite[Problem]):
 
     def _prompts(self, model: PreTrainedModel, encoder: ChatEncoder) -> list[list[int]]:
         """Prompts that leave room for an answer: solved problems that do not fit are left out, from the first on."""
-        window = window_of(model)
+        window = window_of(model.config)
         prompts, num_cut = [], 0
         for problem in self.examples:
             for num_shots in range(len(problem.shots), -1, -1):
