@@ -17,7 +17,7 @@ from mixsd_lightning.decoding.generation import Sampling, roll_out
 from mixsd_lightning.decoding.sampling import supports, uniform_numbers
 from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs, paragraph_ids
 from mixsd_lightning.evaluation.suites.probe import MAX_ANSWER_TOKENS, everyday_questions
-from mixsd_lightning.models import base_parameters, evaluating, stop_token_ids
+from mixsd_lightning.models import base_parameters, evaluating, stop_token_ids, window_of
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.ranks import local
 from mixsd_lightning.records import evenly_spaced
@@ -58,7 +58,8 @@ def fisher_sequences(
             rolled = roll_out(model, prompts, keys, Sampling(), num_rollouts=1, **options)  # type: ignore[arg-type]
             turns = [rollouts[0].token_ids for rollouts in rolled]
         return [LabelledSequence([*prompt, *turn[:-1]], turn) for prompt, turn in zip(prompts, turns, strict=True)]
-    texts = [paragraph_ids(encoder, paragraph)[0].tolist() for paragraph in held_out_paragraphs()[:count]]
+    window = window_of(model.config)
+    texts = [paragraph_ids(encoder, paragraph, window)[0].tolist() for paragraph in held_out_paragraphs()[:count]]
     if labels == "data":
         return [LabelledSequence(ids[:-1], ids[1:]) for ids in texts]
     return [LabelledSequence(ids[:-1], _sampled_labels(model, ids[:-1], f"fisher|{index}")) for index, ids in enumerate(texts)]

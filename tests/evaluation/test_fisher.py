@@ -30,7 +30,7 @@ def test_fisher_is_the_mean_of_squared_sequence_gradients(tiny_model: PreTrained
     sequences = fisher_sequences(tiny_model, encoder, "held_out", "data", 3)
     expected = {name: torch.zeros_like(parameter) for name, parameter in tiny_model.named_parameters()}
     for text in held_out_paragraphs()[:3]:
-        ids = paragraph_ids(encoder, text)
+        ids = paragraph_ids(encoder, text, 8192)
         log_probs = tiny_model(ids).logits[0, :-1].log_softmax(-1)
         log_likelihood = log_probs.gather(-1, ids[0, 1:, None]).sum()
         gradients = torch.autograd.grad(log_likelihood, list(tiny_model.parameters()))

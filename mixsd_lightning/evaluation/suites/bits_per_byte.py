@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from mixsd_lightning.context import ChatEncoder
-from mixsd_lightning.errors import UserError
+from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.evaluation.suites.base import Score, Suite
-from mixsd_lightning.models import inference
+from mixsd_lightning.models import inference, window_of
 
 
 @cache
@@ -41,16 +41,26 @@ def _paragraphs(text: str) -> tuple[str, ...]:
     return tuple(paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip())
 
 
-def paragraph_ids(encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
-    """Token ids ``[1, L]`` of a paragraph, after a document-start token if the tokenizer has one."""
+def paragraph_ids(encoder: ChatEncoder, paragraph: str, window: int) -> torch.Tensor:
+    """Token ids ``[1, L]`` of a paragraph, after a document-start token if the tokenizer has one.
+
+    Raises:
+        UserError: if there are more than fit a model's window.
+    """
     ids = encoder.tokenizer(paragraph, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    start = encoder.tokenizer.bos_token_id
-    return torch.tensor([[start, *ids] if start is not None else ids])
+    if encoder.tokenizer.bos_token_id is not None:
+        ids = [encoder.tokenizer.bos_token_id, *ids]
+    if len(ids) > window:
+        raise UserError(
+            f"The held-out paragraph '{printable(paragraph[:40])}...' has {len(ids)} tokens, the model's window {window}. Separate it "
+            "by blank lines (text_file of BitsPerByte), or measure drift on --drift.sequences answers."
+        )
+    return torch.tensor([ids])
 
 
 def paragraph_nll(model: PreTrainedModel, encoder: ChatEncoder, paragraph: str) -> torch.Tensor:
     """Summed NLL of a paragraph's tokens, in nats (a scalar, part of the graph)."""
-    ids = paragraph_ids(encoder, paragraph).to(model.device)
+    ids = paragraph_ids(encoder, paragraph, window_of(model.config)).to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
 
