@@ -20,7 +20,7 @@ from transformers import (
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.ranks import is_sharded, local
-from mixsd_lightning.vocabulary import suppress_unknown
+from mixsd_lightning.vocabulary import check_vocabulary, suppress_unknown
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Layers that see the past through keys and values of each token alone."""
@@ -37,7 +37,7 @@ def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> Pr
         trust_remote_code: Allow code that comes with the model to run.
 
     Raises:
-        UserError: if there is no such model or it cannot be read.
+        UserError: if there is no such model, it cannot be read, or its tokenizer is another model's.
     """
     model, loading = _from_pretrained(
         AutoModelForCausalLM, model_name_or_path, trust_remote_code, dtype=torch.float32, output_loading_info=True
@@ -48,7 +48,9 @@ def load_student(model_name_or_path: str, trust_remote_code: bool = False) -> Pr
             "be random. Give a complete model folder whose config matches its weights."
         )
     _switch_dropout_off(model)
-    suppress_unknown(model, load_tokenizer(model_name_or_path, trust_remote_code))
+    tokenizer = load_tokenizer(model_name_or_path, trust_remote_code)
+    check_vocabulary(model, tokenizer)
+    suppress_unknown(model, tokenizer)
     return model.train()  # from_pretrained returns it in eval mode, and Lightning no longer switches
 
 

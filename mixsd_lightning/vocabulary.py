@@ -34,19 +34,18 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
     Special tokens that no chat contains may lie beyond (Gemma 3 of 1B: the place of an image).
 
-    Args:
-        model: A causal language model.
-        tokenizer: With a chat template.
-
     Raises:
         UserError: if it lacks one.
     """
     size = _num_embeddings(model)
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-    written = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False)["input_ids"]
-    used = {*tokenizer.get_vocab().values()}.difference(special).union(written, {tokenizer.eos_token_id or 0})
-    if beyond := sorted(id for id in used if id >= size):
+    written = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        written += tokenizer(text, add_special_tokens=False)["input_ids"]
+    used = {*tokenizer.get_vocab().values()}.difference(special).union(written)
+    if beyond := sorted(id for id in used if id is not None and id >= size):
         raise UserError(
             f"--model.model_name_or_path: the tokenizer gives ids up to {beyond[-1]} (such as {beyond[0]}, "
             f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}), but the model has {size} embeddings. Give the tokenizer that belongs "

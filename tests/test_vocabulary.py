@@ -10,7 +10,6 @@ from conftest import make_tokenizer, transformers_greedy
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from mixsd_lightning import SFT
 from mixsd_lightning.context import ChatEncoder
 from mixsd_lightning.decoding.engine import MixingEngine
 from mixsd_lightning.decoding.generation import Sampling, generate_greedy, roll_out
@@ -89,7 +88,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_model_path:
     with pytest.raises(
         UserError, match=r"gives ids up to 259 \(such as 259, 'zebra'\), but the model has 259 embeddings"
     ) as caught:
-        SFT(str(folder)).configure_model()
+        load_student(str(folder))
     assert "\n" not in str(caught.value)
 
 

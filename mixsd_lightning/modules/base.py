@@ -34,7 +34,6 @@ from mixsd_lightning.models import (
 )
 from mixsd_lightning.modules.step_guard import StepGuard
 from mixsd_lightning.target_states import check_head
-from mixsd_lightning.vocabulary import check_vocabulary
 
 TAUGHT = "taught"
 """Stands beside the names of splits: the training questions that have a target (MixSD may have dropped some)."""
@@ -152,7 +151,6 @@ class KnowledgeModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if not hasattr(self, "student"):
             self.student = load_student(self.model_name_or_path, self.trust_remote_code)
-            check_vocabulary(self.student, self.encoder.tokenizer)
             check_head(self.student)
             if self.lora_rank:
                 add_lora(self.student, self.lora_rank, self.lora_alpha)

@@ -61,4 +61,4 @@ class StepGuard:
 
 def _bad_gradient(gradients: Sequence[Tensor]) -> str:
     norm = float(torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients]))
-    return "" if math.isfinite(norm) else f"the norm of the gradient is {norm}, though every loss is finite"
+    return "" if math.isfinite(norm) else f"the norm of the gradient is {norm}, though the losses here are finite"

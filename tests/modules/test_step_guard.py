@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_batch(bad: float) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_named(bad: float) -> None:
-    with pytest.raises(UserError, match=f"step 8 .*the norm of the gradient is {bad}, though every loss is finite"):
+    with pytest.raises(UserError, match=f"step 8 .*the norm of the gradient is {bad}, though the losses here are finite"):
         check([1.0], [2.0, bad])
 
 
