@@ -19,7 +19,7 @@ from transformers import (
 
 from mixsd_lightning.builtin_model import BUILTIN_MODEL, builtin_model_path
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.ranks import is_sharded, local
+from mixsd_lightning.sharding import evenly_spaced_values, is_sharded, reshard
 from mixsd_lightning.vocabulary import check_vocabulary, suppress_unknown
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -94,12 +94,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     """Short digest of a model's weights: names, shapes and 64 evenly spaced values of every parameter.
 
     It tells different models and different checkpoints apart without reading every byte of a large model. A LoRA adapter does
-    not count; of a sharded model, what this rank holds does.
+    not count. All ranks that share a model call it, and get what one with the whole model gets.
     """
     digest = hashlib.sha256()
-    for name, parameter in base_parameters(model):
-        values = local(parameter.detach()).flatten()
-        sample = values[:: max(1, values.numel() // 64)].float().cpu()
+    parameters = dict(base_parameters(model))
+    for (name, parameter), sample in zip(parameters.items(), evenly_spaced_values(list(parameters.values()), 64), strict=True):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -132,7 +131,8 @@ def without_lora(model: PreTrainedModel) -> Iterator[None]:
 
 
 def base_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """A model's own parameters by the names that they have without a LoRA adapter."""
+    """A model's own parameters by the names that they have without a LoRA adapter; of a sharded one, the parts."""
+    reshard(model)
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             yield name.replace(".base_layer.", "."), parameter
@@ -145,6 +145,7 @@ def effective_parameters(model: torch.nn.Module, only_trained: bool = False) -> 
         model: A model with or without an adapter.
         only_trained: Leave out those that training does not change.
     """
+    reshard(model)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue

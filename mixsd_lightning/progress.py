@@ -6,14 +6,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as RichProgress
 from typing_extensions import Self
 
+from mixsd_lightning.ranks import rank_and_count
+
 
 class Progress:
-    """A rich progress bar with a free text at its end.
+    """A rich progress bar with a free text at its end; of several ranks, the first has it.
 
     ``with Progress("Building targets", 100) as progress: progress.advance(note="12 accepted")``
     """
 
-    def __init__(self, description: str, total: int, shown: bool = True) -> None:
+    def __init__(self, description: str, total: int) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -22,7 +24,7 @@ class Progress:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            disable=not shown,
+            disable=rank_and_count()[0] > 0,
         )
         self._task = self._bar.add_task(description, total=total, note="")
 

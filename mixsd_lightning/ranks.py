@@ -1,9 +1,14 @@
 """What the ranks of a distributed run tell one another, outside of Lightning's own calls. Without ranks, nothing."""
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+_T = TypeVar("_T")
+
+_FAILURES = "mixsd_lightning/failures"
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -26,11 +31,32 @@ def all_ranks(condition: bool) -> bool:
     return int(sum_over_ranks(torch.tensor(int(condition)))) == rank_and_count()[1]
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: all of it, or its shard."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def gathered(value: _T) -> list[_T]:
+    """What every rank has here, in the order of the ranks; tensors on the CPU."""
+    values = [value] * rank_and_count()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
-def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether ranks hold parts of the parameters of a module."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+def of_all_ranks(tensor_N: Tensor) -> Tensor:
+    """The rows that the ranks have, one rank after the other."""
+    return torch.cat(gathered(tensor_N.detach().cpu())).to(tensor_N.device)
+
+
+def wait_for_ranks() -> None:
+    """Return once all ranks have come here."""
+    all_ranks(True)
+
+
+def is_first_failure() -> bool:
+    """Note that this rank has failed; returns whether no other had before, so that one of them says why.
+
+    Of ranks that are there only because another has gone, none is the first: their connections broke.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    try:
+        return int(dist.distributed_c10d._get_default_store().add(_FAILURES, 1)) == 1
+    except RuntimeError:  # rank 0, which keeps the count, is gone
+        return False

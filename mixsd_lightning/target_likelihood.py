@@ -27,10 +27,13 @@ def batch_nll(model: PreTrainedModel, batch: TrainBatch) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def token_nlls(model: PreTrainedModel, items: Sequence[TrainItem], batch_size: int) -> list[list[float]]:
-    """NLL of every target token of every item, in nats, after the item's own prompt."""
+    """NLL of every target token of every item, in nats, after the item's own prompt.
+
+    One forward at least: where ranks share the items of a batch, one may have none and must run a sharded model like the others.
+    """
     found: list[list[float]] = []
     with evaluating(model):
-        for start in range(0, len(items), batch_size):
+        for start in range(0, max(1, len(items)), batch_size):
             part = items[start : start + batch_size]
             _, nll_N = batch_nll(model, collate_training(part).to(model.device))
             found += [nlls.tolist() for nlls in nll_N.split([len(item.target_ids) for item in part])]

@@ -14,6 +14,7 @@ from mixsd_lightning.data.batches import TrainBatch
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.losses.chunked import Head
 from mixsd_lightning.models import ATTENTION_KINDS, attends_by, evaluating, is_compiled
+from mixsd_lightning.sharding import run_decoder
 
 FINAL = -1
 """The last layer's states, after the final norm: what the head gets."""
@@ -32,17 +33,16 @@ def layer_states(model: PreTrainedModel, batch: TrainBatch, layers: Collection[i
     """The same for several layers: 0 is the embedding, n what comes after the n-th layer, and negative numbers count from
     :data:`FINAL` backwards.
     """
-    decoder = model.base_model
     token_ids_BL, is_target_BL = batch.token_ids_BL, batch.is_target_BL
     options: dict[str, Any] = {"output_hidden_states": any(layer != FINAL for layer in layers), "use_cache": False}
     shared = batch.num_shared if _can_share(model) else 0
     if shared:
         num_rows, length = token_ids_BL.shape
-        cache = decoder(input_ids=token_ids_BL[:1, :shared], use_cache=True).past_key_values
+        cache = run_decoder(model, input_ids=token_ids_BL[:1, :shared], use_cache=True).past_key_values
         cache.batch_repeat_interleave(num_rows)
         options |= {"past_key_values": cache, "use_cache": True}
         options["position_ids"] = torch.arange(shared, length, device=token_ids_BL.device)[None]
-    output = decoder(input_ids=token_ids_BL[:, shared:], **options)
+    output = run_decoder(model, input_ids=token_ids_BL[:, shared:], **options)
     is_predicting_BL = is_target_BL[:, shared + 1 :]
     hidden = {layer: output.last_hidden_state if layer == FINAL else output.hidden_states[layer] for layer in layers}
     return {layer: hidden_BLH[:, :-1][is_predicting_BL] for layer, hidden_BLH in hidden.items()}

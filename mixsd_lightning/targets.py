@@ -163,7 +163,7 @@ class MixedTargets:
         if not tasks:
             return
         start, accepted = time.perf_counter(), 0
-        with Progress("Building targets", len(tasks), shown=rank == 0) as progress:
+        with Progress("Building targets", len(tasks)) as progress:
             for result in engine.generate(tasks, self._accepts, self._settings.attempts):
                 store.append(rank, self._record(result))
                 accepted += result.accepted
@@ -181,7 +181,7 @@ class MixedTargets:
     ) -> None:
         if not batches:
             return
-        with Progress("Scoring targets", len(batches), shown=rank == 0) as progress:
+        with Progress("Scoring targets", len(batches)) as progress:
             for tasks in batches:
                 completions = [done[task.example_id, task.generation]["token_ids"] for task in tasks]
                 naive = engine.log_probs([task.naive_prompt for task in tasks], completions)

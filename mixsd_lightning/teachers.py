@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.models import effective_parameters, evaluating, without_lora
+from mixsd_lightning.models import base_parameters, effective_parameters, evaluating, without_lora
+from mixsd_lightning.sharding import local, local_part, reshard, whole
 
 
 class Teacher(Protocol):
@@ -79,7 +80,7 @@ class EMATeacher:
 
     With LoRA it averages the weights with the adapter's change in them, which amounts to averaging the change (averaging the
     two factors of the adapter would be something else). A mean of changes of low rank is not of low rank: the average is as
-    large as the weights. It is kept in float32, whatever precision the models have.
+    large as the weights. It is kept in float32, whatever precision the models have. Of sharded models every rank averages its part.
     """
 
     def __init__(self, model: PreTrainedModel, student: PreTrainedModel, decay: float, every_n_steps: int) -> None:
@@ -94,10 +95,10 @@ class EMATeacher:
         self._student = student
         self._decay = decay
         self._every_n_steps = every_n_steps
-        self._parameters = dict(model.named_parameters())
+        self._parameters = dict(base_parameters(model))
         trained = [name for name, _ in effective_parameters(student, only_trained=True)]
         # The parameters themselves, where they are float32.
-        self._averages = {name: self._parameters[name].detach().float() for name in trained}
+        self._averages = {name: local(self._parameters[name].detach()).float() for name in trained}
 
     @contextmanager
     def model(self) -> Iterator[PreTrainedModel]:
@@ -109,12 +110,12 @@ class EMATeacher:
         """Move towards the student, if it is time."""
         if num_steps % self._every_n_steps == 0:
             for name, parameter in effective_parameters(self._student, only_trained=True):
-                self._averages[name].lerp_(parameter.float(), 1 - self._decay)
+                self._averages[name].lerp_(local(parameter).float(), 1 - self._decay)
             self._write()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages."""
-        return dict(self._averages)
+        """The averages; of a sharded teacher all of each, on the CPU."""
+        return {name: whole(average, like=self._parameters[name]) for name, average in self._averages.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -128,9 +129,10 @@ class EMATeacher:
                 "--ckpt_path: the checkpoint holds no EMA teacher of these weights; resume with the settings of its run."
             )
         for name, average in self._averages.items():
-            average.copy_(state[name])
+            average.copy_(local_part(state[name], like=self._parameters[name]))
         self._write()
 
     def _write(self) -> None:
+        reshard(self._model)
         for name, average in self._averages.items():
-            self._parameters[name].copy_(average)
+            local(self._parameters[name]).copy_(average)

@@ -68,7 +68,7 @@ def test_a_model_goes_on_top(model: Path, method: str) -> None:
     own = yaml.safe_load(model.read_text())
     assert type(cli.model).__name__ == method
     assert cli.model.model_name_or_path == own["model"]["init_args"]["model_name_or_path"]
-    assert cli.model.gradient_checkpointing is own["model"]["init_args"]["gradient_checkpointing"]
+    assert cli.model.student_settings.gradient_checkpointing is own["model"]["init_args"]["gradient_checkpointing"]
     assert cli.trainer.precision == own["trainer"]["precision"]
     assert cli.model.learning_rate == 1e-5
     assert cli.model.warmup_steps == 20

@@ -27,7 +27,8 @@ from mixsd_lightning.evaluation.fisher import (
 )
 from mixsd_lightning.models import base_parameters, effective_parameters, weights_fingerprint
 from mixsd_lightning.modules.base import KnowledgeModule
-from mixsd_lightning.ranks import is_sharded, local, rank_and_count, sum_over_ranks
+from mixsd_lightning.ranks import rank_and_count, sum_over_ranks
+from mixsd_lightning.sharding import is_sharded, local
 
 
 class FisherDrift(Callback):

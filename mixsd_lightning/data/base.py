@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self, override
 
 from mixsd_lightning.context import EXPERT_CONTEXTS, ChatEncoder, naive_context
-from mixsd_lightning.data.batches import TrainingBatches
+from mixsd_lightning.data.batches import EvaluationBatches, TrainingBatches
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.example import Example
 
@@ -81,7 +80,7 @@ class CorpusDataModule(LightningDataModule, ABC):
         """
         Args:
             batch_size: Examples in a training batch, per device.
-            eval_batch_size: Questions that are answered at once during validation.
+            eval_batch_size: Questions that are answered at once during validation, per device.
             eval_splits: Splits that are answered at each validation; `train` asked again is the memorization test.
             max_eval_examples: Ask at most this many questions of each split (a fixed random choice); all by default.
             seed: Decides the corpus, the choice of evaluation questions and the order of training examples.
@@ -188,12 +187,9 @@ class CorpusDataModule(LightningDataModule, ABC):
             return EvalBatch(split, examples, [encoder.prompt(naive_context(example)) for example in examples])
 
         assert self.trainer is not None
-        dataset = _ListDataset(self.eval_examples(split))
-        # Ranks share the questions without padding: Lightning's own sampler would ask some of them twice.
-        sampler = UnrepeatedDistributedSampler(
-            dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
-        )
-        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate)
+        examples = self.eval_examples(split)
+        batches = EvaluationBatches(len(examples), self.eval_batch_size, self.trainer.world_size, self.trainer.global_rank)
+        return DataLoader(_BatchedDataset(examples), batch_size=None, sampler=batches, collate_fn=collate)
 
     def _method(self) -> Method:
         if self.trainer is None or self.trainer.lightning_module is None:
@@ -207,17 +203,6 @@ class CorpusDataModule(LightningDataModule, ABC):
                 f"{window}. Shorten the example, lower --model.max_new_tokens, or choose another "
                 "--model.model_name_or_path."
             )
-
-
-class _ListDataset(Dataset):
-    def __init__(self, items: Sequence) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> object:
-        return self._items[index]
 
 
 class _BatchedDataset(Dataset):

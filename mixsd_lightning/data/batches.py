@@ -6,7 +6,6 @@ Shapes: B batch, L sequence.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -52,7 +51,8 @@ class TrainBatch:
 
 
 def collate_training(items: Sequence[TrainItem]) -> TrainBatch:
-    """Pad items into a :class:`TrainBatch`."""
+    """Pad items into a :class:`TrainBatch`; without any, one that has no target, for a rank whose share of a batch is empty."""
+    items = items or [TrainItem("", [0], [])]
     token_ids = [torch.tensor(item.prompt_ids + item.target_ids) for item in items]
     is_target = [torch.arange(item.num_tokens) >= len(item.prompt_ids) for item in items]
     num_shared = common_prefix_length([item.prompt_ids for item in items]) if len(items) > 1 else 0
@@ -63,7 +63,8 @@ class TrainingBatches(DistributedSampler[list[int]]):
     """The batches of an epoch, as lists of indices: in random order, each of items of similar length.
 
     Seeded by (seed, epoch) and not by the global generator, so that the order survives a resume. Ranks take turns within a
-    global batch, so that its items do not depend on their number.
+    global batch, so that its items do not depend on their number. All ranks have as many batches; in the last, one may have fewer
+    items than another, or none.
     """
 
     def __init__(
@@ -101,11 +102,9 @@ class TrainingBatches(DistributedSampler[list[int]]):
             index for window in _pieces(order, _WINDOW * size) for index in sorted(window, key=self._lengths.__getitem__)
         ]
         batches = _pieces(grouped, size)
-        rest = batches.pop() if len(batches[-1]) < size else None
+        rest = [batches.pop()] if len(batches[-1]) < size else []
         rng.shuffle(batches)
-        if rest:
-            # Every rank has the same number of items, if that means one twice.
-            batches.append(rest + list(islice(cycle(order), -len(rest) % self.num_replicas)))
+        batches += rest
         for together in _pieces([batch[self.rank :: self.num_replicas] for batch in batches], self._batches_per_use):
             # What is too little for an optimizer step of its own is served once.
             for _ in range(self._num_uses if len(together) == self._batches_per_use else 1):
@@ -115,6 +114,32 @@ class TrainingBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         num_batches = -(-len(self._lengths) // self._global_batch_size)
         return num_batches + num_batches // self._batches_per_use * self._batches_per_use * (self._num_uses - 1)
+
+
+class EvaluationBatches(DistributedSampler[list[int]]):
+    """All items once and in order, as lists of indices. All ranks have as many batches; the last may be smaller, or empty.
+
+    Lightning's own sampler would serve some items twice.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
+        """
+        Args:
+            num_items: How many there are.
+            batch_size: Items in a batch, per rank.
+            num_replicas: Number of ranks.
+            rank: This rank.
+        """
+        super().__init__(range(num_items), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        self._batches = _pieces(list(range(num_items)), batch_size * num_replicas)
+
+    @override
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.rank :: self.num_replicas] for batch in self._batches)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._batches)
 
 
 def _pieces(items: list, size: int) -> list[list]:

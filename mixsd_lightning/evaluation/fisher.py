@@ -19,8 +19,8 @@ from mixsd_lightning.evaluation.suites.bits_per_byte import held_out_paragraphs,
 from mixsd_lightning.evaluation.suites.probe import MAX_ANSWER_TOKENS, everyday_questions
 from mixsd_lightning.models import base_parameters, evaluating, stop_token_ids, window_of
 from mixsd_lightning.progress import Progress
-from mixsd_lightning.ranks import local
 from mixsd_lightning.records import evenly_spaced
+from mixsd_lightning.sharding import local
 
 Source = Literal["held_out", "answers"]
 Labels = Literal["data", "sampled"]

@@ -16,6 +16,7 @@ Shapes: N token positions, V vocabulary, K tokens of a support.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -72,7 +73,13 @@ class TeacherDivergence:
         """Entropy of the student's distributions so far, summed over positions, in nats."""
 
     @torch.no_grad()
-    def limit_to_quantile(self, student_hidden_NH: Tensor, student_head: Head, quantile: float) -> float:
+    def limit_to_quantile(
+        self,
+        student_hidden_NH: Tensor,
+        student_head: Head,
+        quantile: float,
+        gather: Callable[[Tensor], Tensor] = lambda losses_N: losses_N,
+    ) -> float:
         """Let divergences above a quantile of those at all positions count as that quantile, without gradient.
 
         It takes a pass over all positions before the one that trains.
@@ -81,11 +88,12 @@ class TeacherDivergence:
             student_hidden_NH: The student's final hidden states.
             student_head: The student's head.
             quantile: 0.9 limits a tenth of the positions.
+            gather: Turns the divergences here into those that the quantile is one of.
 
         Returns:
             The limit, in nats.
         """
-        losses_N = summed_token_loss(student_hidden_NH, student_head, self)[1]
+        losses_N = gather(summed_token_loss(student_hidden_NH, student_head, self)[1])
         self.divergence_sum.zero_()
         self.entropy_sum.zero_()
         limit = max(float(torch.quantile(losses_N, quantile)), _LEAST_LIMIT) if len(losses_N) else math.inf

@@ -2,15 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,17 +21,12 @@ from mixsd_lightning.decoding.generation import generate_greedy
 from mixsd_lightning.errors import UserError, require
 from mixsd_lightning.evaluation.metrics import AnswerAccuracy
 from mixsd_lightning.example import Example
-from mixsd_lightning.models import (
-    add_lora,
-    compile_decoder,
-    context_window,
-    load_student,
-    load_tokenizer,
-    stop_token_ids,
-    without_lora,
-)
+from mixsd_lightning.models import context_window, load_tokenizer, stop_token_ids, without_lora
 from mixsd_lightning.modules.step_guard import StepGuard
-from mixsd_lightning.target_states import check_head
+from mixsd_lightning.modules.strategies import check_accumulation, clip_gradients, owns_gradients
+from mixsd_lightning.modules.student import StudentSettings, base_copy, make_student, shard_as_asked
+from mixsd_lightning.ranks import sum_over_ranks
+from mixsd_lightning.sharding import in_step, is_sharded
 
 TAUGHT = "taught"
 """Stands beside the names of splits: the training questions that have a target (MixSD may have dropped some)."""
@@ -88,10 +81,10 @@ class KnowledgeModule(LightningModule, ABC):
         self.warmup_steps = warmup_steps
         self.max_new_tokens = max_new_tokens
         self.lora_rank = lora_rank
-        self.lora_alpha = lora_alpha
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_student = compile
         self.trust_remote_code = trust_remote_code
+        self.student_settings = StudentSettings(
+            model_name_or_path, trust_remote_code, lora_rank, lora_alpha, gradient_checkpointing, compile
+        )
         self.completed_steps = 0
         """Optimizer steps behind the weights that are loaded now."""
         self.accuracies: dict[str, AnswerAccuracy] = {}
@@ -145,19 +138,18 @@ class KnowledgeModule(LightningModule, ABC):
     def prepare_data(self) -> None:
         # Runs before the run folder is made: a model that cannot be read is reported here.
         _ = self.encoder, self.context_window
-        self.configure_model()
+        check_accumulation(self.trainer)
+        self._load_student()
 
     @override
     def configure_model(self) -> None:
+        self._load_student()
+        if self._trainer is not None:
+            shard_as_asked(self.student, self.trainer)
+
+    def _load_student(self) -> None:
         if not hasattr(self, "student"):
-            self.student = load_student(self.model_name_or_path, self.trust_remote_code)
-            check_head(self.student)
-            if self.lora_rank:
-                add_lora(self.student, self.lora_rank, self.lora_alpha)
-            if self.gradient_checkpointing:
-                self.student.gradient_checkpointing_enable({"use_reentrant": False})
-            if self.compile_student:
-                compile_decoder(self.student)
+            self.student = make_student(self.student_settings)
 
     @contextmanager
     def base_model(self, device: str | None = None) -> Iterator[PreTrainedModel]:
@@ -169,30 +161,33 @@ class KnowledgeModule(LightningModule, ABC):
         if self.lora_rank:
             with without_lora(self.student):
                 yield self.student
-        elif self.completed_steps == 0:
+        elif self.completed_steps == 0 and not (self._trainer is not None and owns_gradients(self.trainer)):
             yield self.student
         else:
-            base = load_student(self.model_name_or_path, self.trust_remote_code)
-            base.to(device=device or self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
-            yield base
+            yield self.base_copy(device)
+
+    def base_copy(self, device: str | None = None) -> PreTrainedModel:
+        """A fresh copy of the base model, which stands where the student does or, whole, on another device."""
+        return base_copy(self.student_settings, self.student, self.device, device)
 
     # --- training ------------------------------------------------------------------------------------------------------
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.lora_rank:  # the base model is where it came from
+        if self.lora_rank and not is_sharded(self.student):  # the base model is where it came from
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: value for name, value in state.items() if ".lora_" in name}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.completed_steps = int(checkpoint["global_step"])
-        if self.lora_rank:
+        if self.lora_rank and "state_dict" in checkpoint:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
-        for optimizer, schedule in zip(
-            checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", []), strict=True
-        ):
+        schedules = checkpoint.get("lr_schedulers", [])
+        # Strategies that shard have restored the optimizers by now.
+        restored = [{"param_groups": optimizer.param_groups} for optimizer in self.trainer.optimizers] if schedules else []
+        for optimizer, schedule in zip(checkpoint.get("optimizer_states", restored), schedules, strict=True):
             schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
             for group in optimizer["param_groups"]:
                 group["initial_lr"] = self.learning_rate
@@ -207,11 +202,20 @@ class KnowledgeModule(LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss_sum, num_tokens = self.summed_loss(batch)
         self._step_guard.note(batch_idx, loss_sum)
-        self._num_target_tokens = self._num_target_tokens.to(num_tokens.device) + num_tokens
         self.token_counts["trained_tokens"] += int(num_tokens)
-        self.log("train/loss", loss_sum.detach() / num_tokens.clamp(min=1), prog_bar=True, batch_size=int(num_tokens))
+        global_sum, global_tokens = sum_over_ranks(torch.stack([loss_sum.detach().float(), num_tokens.float()]))
+        self.log("train/loss", global_sum / global_tokens.clamp(min=1), prog_bar=True, batch_size=1)
+        if owns_gradients(self.trainer):
+            return loss_sum * self.trainer.world_size / global_tokens.clamp(min=1)
+        self._num_target_tokens = self._num_target_tokens.to(global_tokens.device) + global_tokens
         # Lightning divides by the number of accumulated micro-batches; on_before_optimizer_step divides by tokens instead.
         return loss_sum * self.trainer.accumulate_grad_batches
+
+    def log_means(self, sums: Mapping[str, tuple[Tensor | float, float]]) -> None:
+        """Log means over all ranks, by tag, from this rank's sums and counts. All ranks call it with the same tags."""
+        rows = torch.tensor([[float(total), float(count)] for total, count in sums.values()], dtype=torch.float64)
+        totals, counts = sum_over_ranks(rows).unbind(1)
+        self.log_dict(dict(zip(sums, (totals / counts.clamp(min=1)).tolist(), strict=True)), batch_size=1)
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -224,7 +228,7 @@ class KnowledgeModule(LightningModule, ABC):
         self._step_guard.check(
             self.student.parameters(), self.trainer.global_step, self.trainer.current_epoch, scaler and scaler.get_scale()
         )
-        num_tokens = float(self.trainer.strategy.reduce(self._num_target_tokens, reduce_op="sum"))
+        num_tokens = float(self._num_target_tokens)
         for parameter in self.student.parameters():
             if num_tokens == 0:
                 parameter.grad = None
@@ -245,13 +249,7 @@ class KnowledgeModule(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        precision = self.trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is None:
-            # Lightning would refuse, because the optimizer is fused; that matters to gradient scalers alone.
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -320,7 +318,7 @@ class KnowledgeModule(LightningModule, ABC):
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Greedy answers of the student to encoded prompts."""
-        completions = generate_greedy(
-            self.student, prompts, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, batch_size=len(prompts)
-        )
+        settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stop_ids": self.stop_ids}
+        with in_step(self.student):  # of a sharded student, all ranks are asked at once, one perhaps for nothing
+            completions = generate_greedy(self.student, prompts, batch_size=max(1, len(prompts)), **settings)
         return [self.encoder.decode(completion.token_ids) for completion in completions]

@@ -21,6 +21,7 @@ from mixsd_lightning.example import Example
 from mixsd_lightning.models import model_source, weights_fingerprint
 from mixsd_lightning.modules.supervised import SupervisedModule
 from mixsd_lightning.run_folder import run_folder, sibling_runs
+from mixsd_lightning.sharding import in_step
 from mixsd_lightning.targets import MixedTargets, Shard, TargetSettings
 
 
@@ -133,9 +134,12 @@ class MixSD(SupervisedModule):
         targets = self._targets(first_generation=refresh * self.target_settings.num_generations)
         earlier = [run / "targets" for run in sibling_runs(self.trainer)]
         name = f"mixed-{refresh}" if refresh else "mixed"
-        strategy = self.trainer.strategy
-        shard = Shard(self.trainer.global_rank, self.trainer.world_size, strategy.barrier)
-        with self.base_model(self.refresh_device) as base, self._target_folder() as folder:
+        with (
+            self.base_model(self.refresh_device) as base,
+            in_step(base) as barrier,
+            self._target_folder() as folder,
+        ):
+            shard = Shard(self.trainer.global_rank, self.trainer.world_size, barrier)
             self.records = targets.build(folder, self._make_engine(base), earlier, name, shard)
         self._refresh = refresh
         accepted = [record["mix_meta"] for record in self.records if record["mix_meta"]["correct"]]

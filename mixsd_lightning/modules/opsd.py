@@ -19,9 +19,10 @@ from mixsd_lightning.evaluation.scoring import is_exact_match
 from mixsd_lightning.example import Example
 from mixsd_lightning.losses.chunked import summed_token_loss
 from mixsd_lightning.losses.divergence import DivergenceSettings, Kind, TeacherDivergence
-from mixsd_lightning.models import load_student
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.modules.rollouts import Objective, PromptBatch, PromptItem, Rollout
+from mixsd_lightning.ranks import gathered, of_all_ranks
+from mixsd_lightning.sharding import in_step
 from mixsd_lightning.target_likelihood import likelihood_tags, token_nlls
 from mixsd_lightning.target_states import FINAL, layer_states, output_head
 from mixsd_lightning.teachers import EMATeacher, FrozenTeacher, SharedTeacher, Teacher
@@ -77,7 +78,7 @@ class OPSD(KnowledgeModule):
             distillation_temperature: Divides the logits of student and teacher in the divergence.
             teacher_top_k: Compare the teacher's k likeliest tokens and all others together; 0 for the whole vocabulary.
             max_divergence_per_token: Tokens that diverge more count as this much and have no gradient; unlimited by default.
-            max_divergence_quantile: Set that limit at each step, to this quantile of the batch's tokens on a device.
+            max_divergence_quantile: Set that limit at each step, to this quantile of the batch's tokens.
             skip_first_tokens: Tokens at the start of each rollout that are not trained on.
             mask_truncated: Do not train on rollouts that `max_new_tokens` cut short.
             teacher: The `frozen` base model, the student itself (`shared`), or a moving average of it (`ema`).
@@ -192,9 +193,7 @@ class OPSD(KnowledgeModule):
             return SharedTeacher(self.student)
         if self.teacher_kind == "frozen" and self.lora_rank:
             return FrozenTeacher(self.student, has_adapter=True)
-        base = load_student(self.model_name_or_path, self.trust_remote_code)
-        base.to(device=self.device, dtype=self.student.dtype)  # type: ignore[call-arg]
-        base.requires_grad_(False)
+        base = self.base_copy().requires_grad_(False)
         if self.teacher_kind == "frozen":
             return FrozenTeacher(base)
         return EMATeacher(base, self.student, self.ema_decay, self.ema_every_n_steps)
@@ -210,10 +209,11 @@ class OPSD(KnowledgeModule):
         super().on_save_checkpoint(checkpoint)
         if self.teacher is not None:
             checkpoint["teacher"] = self.teacher.state_dict()
-        # Rollouts that are to be used again cannot be made again: the student has moved.
+        # Rollouts that are to be used again cannot be made again: the student has moved. A resumed rank takes what it needs.
         checkpoint["rollouts"] = {
             id: (step, [(completion.token_ids, completion.finish_reason) for completion in completions])
-            for id, (step, completions) in self._rollouts.items()
+            for rollouts in gathered(self._rollouts)
+            for id, (step, completions) in rollouts.items()
         }
 
     @override
@@ -243,18 +243,24 @@ class OPSD(KnowledgeModule):
             objective = self.objective(teacher, rollouts, divergence)
         learnt = layer_states(self.student, self.batch(rollouts, [r.item.prompt_ids for r in rollouts]), self.layers)
         head = output_head(self.student)
-        metrics = {}
         if self.max_divergence_quantile is not None:
-            metrics["train/divergence_limit"] = divergence.limit_to_quantile(learnt[FINAL], head, self.max_divergence_quantile)
+            self.log(
+                "train/divergence_limit",
+                divergence.limit_to_quantile(learnt[FINAL], head, self.max_divergence_quantile, of_all_ranks),
+                batch_size=1,
+            )
         loss_sum, losses_N = summed_token_loss(learnt[FINAL], head, objective.loss, objective.weights_N)
         loss_sum = objective.factor * loss_sum + self.feature_loss(learnt, taught)
-        metrics |= {
-            "train/kl": float(divergence.divergence_sum) / max(1, len(losses_N)),
-            "train/entropy": float(divergence.entropy_sum) / max(1, len(losses_N)),
-            **objective.metrics(max(1, len(losses_N))),
-            **self._describe(rollouts),
-        }
-        self.log_dict(metrics, batch_size=len(rollouts))
+        self.log_means(
+            {
+                "train/kl": (divergence.divergence_sum, len(losses_N)),
+                "train/entropy": (divergence.entropy_sum, len(losses_N)),
+                **objective.sums(len(losses_N)),
+                **self._describe(rollouts),
+            }
+        )
+        if self.nll_every_n_steps and self.trainer.global_step % self.nll_every_n_steps == 0:
+            self._log_likelihood(rollouts)
         return loss_sum, torch.tensor(len(losses_N), device=loss_sum.device)
 
     def objective(self, teacher: PreTrainedModel, rollouts: Sequence[Rollout], divergence: TeacherDivergence) -> Objective:
@@ -279,7 +285,7 @@ class OPSD(KnowledgeModule):
         is_masked = self.mask_truncated and rollout.completion.finish_reason != "stop"
         return length if is_masked else min(length, self.skip_first_tokens)
 
-    def _describe(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    def _describe(self, rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:
         completions = [rollout.completion for rollout in rollouts]
         right = [
             is_exact_match(
@@ -288,25 +294,23 @@ class OPSD(KnowledgeModule):
             for r in rollouts
             for example in [r.item.example]
         ]
-        metrics = {
-            "train/completion_length": sum(len(completion.token_ids) for completion in completions) / len(rollouts),
-            "train/truncated": sum(completion.finish_reason != "stop" for completion in completions) / len(rollouts),
-            "train/reward": sum(right) / len(rollouts),
+        return {
+            "train/completion_length": (sum(len(completion.token_ids) for completion in completions), len(rollouts)),
+            "train/truncated": (sum(completion.finish_reason != "stop" for completion in completions), len(rollouts)),
+            "train/reward": (sum(right), len(rollouts)),
         }
-        if self.nll_every_n_steps and self.trainer.global_step % self.nll_every_n_steps == 0:
-            metrics |= self._rollout_likelihood(rollouts)
-        return metrics
 
-    def _rollout_likelihood(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    def _log_likelihood(self, rollouts: Sequence[Rollout]) -> None:
         """How probable rollouts are under the base model, where it is at hand."""
         if self.lora_rank == 0 and self.teacher_kind != "frozen":
-            return {}
+            return
         assert self.teacher is not None
         items = [TrainItem("", rollout.item.prompt_ids, rollout.completion.token_ids) for rollout in rollouts]
         with self.base_model() if self.lora_rank else self.teacher.model() as base:
-            nlls = token_nlls(base, items, len(items))
+            own = token_nlls(base, items, max(1, len(items)))
+        nlls = list(chain.from_iterable(gathered(own)))
         self.target_nlls = list(chain.from_iterable(nlls))
-        return likelihood_tags(nlls)
+        self.log_dict(likelihood_tags(nlls), batch_size=1)
 
     def _roll_out(self, items: Sequence[PromptItem]) -> list[list[Completion]]:
         """Rollouts of every item: those that are to be used again, and new ones."""
@@ -315,21 +319,20 @@ class OPSD(KnowledgeModule):
             id: rollouts for id, rollouts in self._rollouts.items() if step - rollouts[0] < self.updates_per_batch
         }
         new = list({item.example.id: item for item in items if item.example.id not in self._rollouts}.values())
-        if new:
-            assert self.teacher is not None
-            is_teacher = self.rollout_policy == "teacher"
-            with self.teacher.model() if is_teacher else nullcontext(self.student) as writer:
-                rollouts = roll_out(
-                    writer,
-                    [item.teacher_prompt_ids if is_teacher else item.prompt_ids for item in new],
-                    [f"{self.rollout_seed}|{item.example.id}|{step}" for item in new],
-                    self.sampling,
-                    num_rollouts=self.num_rollouts,
-                    max_new_tokens=self.max_new_tokens,
-                    stop_ids=self.stop_ids,
-                    batch_size=self.generation_batch_size,
-                )
-            for item, completions in zip(new, rollouts, strict=True):
-                self._rollouts[item.example.id] = step, completions
-                self.token_counts["generated_tokens"] += sum(len(completion.token_ids) for completion in completions)
+        assert self.teacher is not None
+        is_teacher = self.rollout_policy == "teacher"
+        with self.teacher.model() if is_teacher else nullcontext(self.student) as writer, in_step(writer):
+            rollouts = roll_out(
+                writer,
+                [item.teacher_prompt_ids if is_teacher else item.prompt_ids for item in new],
+                [f"{self.rollout_seed}|{item.example.id}|{step}" for item in new],
+                self.sampling,
+                num_rollouts=self.num_rollouts,
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=self.stop_ids,
+                batch_size=self.generation_batch_size,
+            )
+        for item, completions in zip(new, rollouts, strict=True):
+            self._rollouts[item.example.id] = step, completions
+            self.token_counts["generated_tokens"] += sum(len(completion.token_ids) for completion in completions)
         return [self._rollouts[item.example.id][1] for item in items]

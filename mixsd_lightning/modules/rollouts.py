@@ -56,6 +56,6 @@ class Objective:
     factor: float = 1.0
     """Of the weighted sum."""
 
-    def metrics(self, num_tokens: int) -> dict[str, float]:
-        """What is to be logged of it, once it was used."""
+    def sums(self, num_tokens: int) -> dict[str, tuple[float, int]]:
+        """What is to be logged of it, once it was used along N tokens: sums and counts of which it is the means."""
         return {}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.ranks import all_ranks, local
+from mixsd_lightning.ranks import all_ranks
+from mixsd_lightning.sharding import local
 
 _WHAT_TO_DO = (
     "Nothing of this step was learnt. Lower --model.learning_rate, raise --model.warmup_steps, look at the data of that batch, or "

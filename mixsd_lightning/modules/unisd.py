@@ -29,6 +29,7 @@ from mixsd_lightning.losses.features import feature_losses
 from mixsd_lightning.losses.nll import TokenNLL
 from mixsd_lightning.modules.opsd import OPSD
 from mixsd_lightning.modules.rollouts import Objective, Rollout
+from mixsd_lightning.ranks import gathered, rank_and_count
 from mixsd_lightning.target_states import FINAL, output_head, target_states, target_tokens
 
 
@@ -38,16 +39,18 @@ class UniSDObjective(Objective):
 
     hinge: ContrastiveHinge | None = None
     apart_N: Tensor | None = None
+    all_weights_M: Tensor | None = None
+    """On all ranks: what a token counts depends on the others of its global batch."""
 
     @override
-    def metrics(self, num_tokens: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        if self.apart_N is not None and self.weights_N is not None and len(self.apart_N):
-            found["train/disagreement"] = float(self.apart_N.mean())
-            found["train/agreement_weight"] = float(self.weights_N.mean())
-            found["train/effective_sample_size"] = float(effective_sample_size(self.weights_N))
+    def sums(self, num_tokens: int) -> dict[str, tuple[float, int]]:
+        found: dict[str, tuple[float, int]] = {}
+        if self.apart_N is not None and self.weights_N is not None and self.all_weights_M is not None:
+            found["train/disagreement"] = float(self.apart_N.sum()), num_tokens
+            found["train/agreement_weight"] = float(self.weights_N.sum()), num_tokens
+            found["train/effective_sample_size"] = float(effective_sample_size(self.all_weights_M)), 1
         if self.hinge is not None:
-            found["train/contrastive"] = float(self.hinge.hinge_sum) / num_tokens
+            found["train/contrastive"] = float(self.hinge.hinge_sum), num_tokens
         return found
 
 
@@ -200,7 +203,9 @@ class UniSD(OPSD):
         found = UniSDObjective(divergence, factor=self.token_loss_weight)
         if self.agreement != "none":
             found.apart_N = self._disagreement(teacher, rollouts)
-            found.weights_N = agreement_weights(found.apart_N, self.agreement_strength)
+            parts = gathered(found.apart_N.cpu())
+            found.all_weights_M = agreement_weights(torch.cat(parts), self.agreement_strength).to(found.apart_N.device)
+            found.weights_N = found.all_weights_M.split([len(part) for part in parts])[rank_and_count()[0]]
         if self.contrastive_weight:
             good_N = self._log_probs(teacher, rollouts, [rollout.item.teacher_prompt_ids for rollout in rollouts])
             bad_N = self._log_probs(teacher, rollouts, [self._negative_prompts[r.item.example.id] for r in rollouts])
@@ -216,7 +221,7 @@ class UniSD(OPSD):
             return 0.0
         layers = self.feature_layers
         losses_N = feature_losses({layer: learnt[layer] for layer in layers}, {layer: taught[layer] for layer in layers})
-        self.log("train/feature_loss", losses_N.detach().sum() / max(1, len(losses_N)))
+        self.log_means({"train/feature_loss": (losses_N.detach().sum(), len(losses_N))})
         return self.feature_weight * losses_N.sum()
 
     def _disagreement(self, teacher: PreTrainedModel, rollouts: Sequence[Rollout]) -> Tensor:
@@ -229,7 +234,7 @@ class UniSD(OPSD):
             log_probs.append(self._log_probs(teacher, rollouts, prompts))
         lengths = [len(rollout.completion.token_ids) - self.num_skipped(rollout) for rollout in rollouts]
         assert self.agreement != "none"
-        return disagreement(torch.stack(log_probs), lengths, self.agreement_statistic, self.agreement)
+        return disagreement(torch.stack(log_probs), lengths or [0], self.agreement_statistic, self.agreement)
 
     def _log_probs(self, model: PreTrainedModel, rollouts: Sequence[Rollout], prompts: Sequence[list[int]]) -> Tensor:
         """Log-probabilities of rollouts' tokens after prompts (N)."""

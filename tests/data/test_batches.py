@@ -1,6 +1,5 @@
 """Training batches hold what went in, are of similar length, and come in an order of (seed, epoch) alone."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixsd_lightning.data.batches import TrainingBatches, TrainItem, collate_training
+from mixsd_lightning.data.batches import EvaluationBatches, TrainingBatches, TrainItem, collate_training
 
 TOKEN_IDS = st.lists(st.integers(1, 3), min_size=1, max_size=5)
 ITEMS = st.lists(st.builds(TrainItem, st.just("x"), TOKEN_IDS, TOKEN_IDS), min_size=1, max_size=4)
@@ -50,16 +49,34 @@ def test_moving_a_batch_moves_every_tensor() -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 7), st.integers(1, 3))
-def test_every_item_is_served_once_and_every_rank_has_as_many(lengths: list[int], batch_size: int, num_ranks: int) -> None:
+def test_every_item_is_served_once_and_every_rank_has_as_many_batches(
+    lengths: list[int], batch_size: int, num_ranks: int
+) -> None:
     served = [epoch_of(TrainingBatches(lengths, batch_size, num_ranks, rank)) for rank in range(num_ranks)]
     assert len({len(batches) for batches in served}) == 1
-    assert len({sum(map(len, batches)) for batches in served}) == 1
-    counts = Counter(index for batches in served for batch in batches for index in batch)
-    assert set(counts) == set(range(len(lengths)))
-    assert sum(counts.values()) < len(lengths) + num_ranks
-    assert all(batch for batches in served for batch in batches)
-    assert all(len(batch) == batch_size for batches in served for batch in batches[:-1])
+    assert sorted(index for batches in served for batch in batches for index in batch) == list(range(len(lengths)))
+    sizes = [[len(batch) for batch in batches] for batches in served]
+    assert all(size == batch_size for of_rank in sizes for size in of_rank[:-1])
+    last = [of_rank[-1] for of_rank in sizes]
+    assert max(last) - min(last) <= 1
+    assert max(last) == last[0] > 0
     assert len(served[0]) == len(TrainingBatches(lengths, batch_size, num_ranks, 0))
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 3))
+def test_every_question_is_asked_once_and_in_order(num_items: int, batch_size: int, num_ranks: int) -> None:
+    served = [list(EvaluationBatches(num_items, batch_size, num_ranks, rank)) for rank in range(num_ranks)]
+    assert {len(batches) for batches in served} == {len(EvaluationBatches(num_items, batch_size, num_ranks))}
+    together = [sorted(index for batch in batches for index in batch) for batches in zip(*served, strict=True)]
+    assert [index for batch in together for index in batch] == list(range(num_items))
+    assert all(len(batch) <= batch_size for batches in served for batch in batches)
+    assert all(served[0])  # what is shown of a split is the first rank's
+
+
+def test_a_rank_without_items_has_a_batch_without_targets() -> None:
+    batch = collate_training([])
+    assert batch.token_ids_BL.shape == (1, 1)
+    assert not batch.is_target_BL.any()
 
 
 def test_a_global_batch_does_not_depend_on_the_number_of_ranks() -> None:

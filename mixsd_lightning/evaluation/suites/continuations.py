@@ -10,7 +10,6 @@ from mixsd_lightning.decoding.log_probs import ContinuationScore, continuation_s
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.models import window_of
 from mixsd_lightning.progress import Progress
-from mixsd_lightning.ranks import rank_and_count
 
 
 def score_texts(
@@ -56,7 +55,7 @@ def score_texts(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
     found: dict[int, list[ContinuationScore]] = {}
     batches = _batches(order, [len(several) for _, several in encoded], batch_size)
-    with Progress(f"Scoring {name}", len(batches), shown=rank_and_count()[0] == 0) as progress:
+    with Progress(f"Scoring {name}", len(batches)) as progress:
         for batch in batches:
             ids, several = zip(*(encoded[index] for index in batch), strict=True)
             found.update(zip(batch, continuation_scores(model, ids, several), strict=True))

@@ -17,7 +17,6 @@ from mixsd_lightning.evaluation.suites.base import Answer, Score, by_group
 from mixsd_lightning.evaluation.suites.data_suite import DataSuite
 from mixsd_lightning.models import stop_token_ids, window_of
 from mixsd_lightning.progress import Progress
-from mixsd_lightning.ranks import rank_and_count
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class GenerationSuite(DataSuite[Problem]):
         size = max(1, self.batch_size // self.num_samples)
         texts: dict[int, list[str]] = {}
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        with Progress(f"Answering {self.name}", len(batches), shown=rank_and_count()[0] == 0) as progress:
+        with Progress(f"Answering {self.name}", len(batches)) as progress:
             for batch in batches:
                 completions = roll_out(
                     model,
