@@ -16,8 +16,6 @@ from conftest import make_tiny_model
 from safetensors import safe_open
 from torch import Tensor, distributed
 from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from trained_runs import moved, untrained, write_checkpoint, write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -26,6 +24,7 @@ from mixsd_lightning.builtin_model import BUILTIN_MODEL
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.export import export_student, main
 from mixsd_lightning.models import load_student
+from mixsd_lightning.sharding import shard
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 
@@ -127,10 +126,7 @@ def run_rank(rank: int, model_path: str, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     module = moved(model_path)
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in module.student.base_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(module.student, mesh=mesh)
+    shard(module.student, "cpu")
     # What Lightning's ModelParallelStrategy.save_checkpoint writes.
     state = {"state_dict": module.state_dict(), "optimizer_0": {"step": 3, "moments": torch.ones(5)}}
     distributed_checkpoint.save(state, checkpoint_id=f"{folder}/run/checkpoints/last.ckpt")

@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from types import MethodType
 
 import pytest
 import torch
 import torch.multiprocessing
 from conftest import make_tiny_model
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -19,6 +16,7 @@ from mixsd_lightning.data.batches import TrainBatch, TrainItem, collate_training
 from mixsd_lightning.losses.chunked import summed_token_loss
 from mixsd_lightning.losses.nll import TokenNLL
 from mixsd_lightning.models import load_student
+from mixsd_lightning.sharding import shard
 from mixsd_lightning.target_states import output_head, target_states, target_tokens
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
@@ -57,13 +55,8 @@ def run_rank(rank: int, kind: str, model_path: str, folder: str) -> None:
         step = DistributedDataParallel(Step(model))
         step(batch).backward()
     else:
-        mesh = init_device_mesh("cpu", (2,))
-        for layer in model.base_model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        model.target_states = MethodType(target_states, model)
-        register_fsdp_forward_method(model, "target_states")
-        summed_nll(model, model.target_states(batch), batch).backward()
+        shard(model, "cpu")
+        summed_nll(model, target_states(model, batch), batch).backward()
     gradients = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad

@@ -185,9 +185,11 @@ class KnowledgeModule(LightningModule, ABC):
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
         schedules = checkpoint.get("lr_schedulers", [])
-        # Strategies that shard have restored the optimizers by now.
-        restored = [{"param_groups": optimizer.param_groups} for optimizer in self.trainer.optimizers] if schedules else []
-        for optimizer, schedule in zip(checkpoint.get("optimizer_states", restored), schedules, strict=True):
+        if "optimizer_states" in checkpoint:
+            optimizers = checkpoint["optimizer_states"]
+        else:  # strategies that shard have restored them by now
+            optimizers = [{"param_groups": optimizer.param_groups} for optimizer in self.trainer.optimizers if schedules]
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
             schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
             for group in optimizer["param_groups"]:
                 group["initial_lr"] = self.learning_rate

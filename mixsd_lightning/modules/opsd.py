@@ -318,21 +318,27 @@ class OPSD(KnowledgeModule):
         self._rollouts = {
             id: rollouts for id, rollouts in self._rollouts.items() if step - rollouts[0] < self.updates_per_batch
         }
-        new = list({item.example.id: item for item in items if item.example.id not in self._rollouts}.values())
         assert self.teacher is not None
+        of_teacher = self.rollout_policy == "teacher"
+        with self.teacher.model() if of_teacher else nullcontext(self.student) as writer, in_step(writer):
+            new = list({item.example.id: item for item in items if item.example.id not in self._rollouts}.values())
+            if new:
+                self._write(writer, new, step)
+        return [self._rollouts[item.example.id][1] for item in items]
+
+    def _write(self, writer: PreTrainedModel, items: Sequence[PromptItem], step: int) -> None:
+        """Have a model write the rollouts of items, and keep them."""
         is_teacher = self.rollout_policy == "teacher"
-        with self.teacher.model() if is_teacher else nullcontext(self.student) as writer, in_step(writer):
-            rollouts = roll_out(
-                writer,
-                [item.teacher_prompt_ids if is_teacher else item.prompt_ids for item in new],
-                [f"{self.rollout_seed}|{item.example.id}|{step}" for item in new],
-                self.sampling,
-                num_rollouts=self.num_rollouts,
-                max_new_tokens=self.max_new_tokens,
-                stop_ids=self.stop_ids,
-                batch_size=self.generation_batch_size,
-            )
-        for item, completions in zip(new, rollouts, strict=True):
+        rollouts = roll_out(
+            writer,
+            [item.teacher_prompt_ids if is_teacher else item.prompt_ids for item in items],
+            [f"{self.rollout_seed}|{item.example.id}|{step}" for item in items],
+            self.sampling,
+            num_rollouts=self.num_rollouts,
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+            batch_size=self.generation_batch_size,
+        )
+        for item, completions in zip(items, rollouts, strict=True):
             self._rollouts[item.example.id] = step, completions
             self.token_counts["generated_tokens"] += sum(len(completion.token_ids) for completion in completions)
-        return [self._rollouts[item.example.id][1] for item in items]

@@ -10,8 +10,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from mixsd_lightning import SFT, FisherDrift, KGFact
 from mixsd_lightning.callbacks import fisher_drift
@@ -19,6 +17,7 @@ from mixsd_lightning.callbacks.fisher_drift import drift_tags
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.fisher import diagonal_fisher, fisher_sequences, visit_gradients
 from mixsd_lightning.models import effective_parameters, load_student
+from mixsd_lightning.sharding import shard
 
 
 def make_method(model: str, **options: Any) -> SFT:
@@ -141,10 +140,7 @@ def measure_rank(rank: int, is_sharded: bool, model_path: str, folder: str) -> N
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     method = make_method(model_path)
     if is_sharded:
-        mesh = init_device_mesh("cpu", (2,))
-        for layer in method.student.base_model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(method.student, mesh=mesh)
+        shard(method.student, "cpu")
     drift = FisherDrift(num_sequences=3)
     drift.prepare(method)
     with torch.no_grad():
