@@ -29,6 +29,8 @@ from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.evaluation.suites import SUITES
 from mixsd_lightning.modules import KnowledgeModule
+from mixsd_lightning.modules.strategies import check_strategy, end_other_ranks
+from mixsd_lightning.ranks import is_first_failure, rank_and_count
 from mixsd_lightning.run_folder import run_folder
 from mixsd_lightning.summary import print_summary
 
@@ -107,11 +109,20 @@ class MixSDCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
+        check_strategy(config.trainer.strategy)
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry") and not Path(checkpoint).exists():
             raise UserError(f"--ckpt_path: there is no file or folder '{checkpoint}'; give a checkpoint of an earlier run.")
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            end_other_ranks(self.trainer)
+            raise
 
     def before_fit(self) -> None:
         """Read what suites need before Lightning makes a run folder, which it does before any callback is asked."""
@@ -142,6 +153,7 @@ def default_precision(accelerator: str) -> str:
 def main(args: ArgsType = None) -> None:
     """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are small and need no workers
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # what we log is of all ranks
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
     words = sys.argv[1:] if args is None else args
     try:
@@ -160,11 +172,17 @@ def main(args: ArgsType = None) -> None:
         if said := re.search(r"^\s*- (--.+)$", str(error), re.MULTILINE):
             fail(said.group(1))
         raise
+    except RuntimeError:
+        # When a rank ends, the connections of the others break. That says nothing which it has not said.
+        if rank_and_count()[1] > 1 and not is_first_failure():
+            raise SystemExit(2) from None
+        raise
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr and exit with status 2."""
-    print(f"error: {printable(message)}", file=sys.stderr)  # it may name what a file holds
+    """Print one line on stderr, if no other rank has, and exit with status 2."""
+    if is_first_failure():
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)  # it may name what a file holds
     raise SystemExit(2)
 
 

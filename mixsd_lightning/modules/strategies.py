@@ -1,6 +1,8 @@
 """What a method has to do differently under the strategies that Lightning trains with."""
 
 import importlib.util
+import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 
 from mixsd_lightning.errors import UserError
@@ -69,6 +72,17 @@ def check_accumulation(trainer: Trainer) -> None:
             "--trainer.accumulate_grad_batches must be 1 with DeepSpeed, which averages micro-batches whatever their number of "
             f"tokens. Raise --data.batch_size, or use {_CONFIGS}/fsdp.yaml."
         )
+
+
+def end_other_ranks(trainer: Trainer) -> None:
+    """End the processes that Lightning has started beside this one: they would wait for it.
+
+    Other launchers (torchrun, SLURM with ``--kill-on-bad-exit``) do that by themselves, and so does Lightning where the first process
+    is not the one that failed.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
 
 def clip_gradients(
