@@ -4,7 +4,6 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ METHODS, STRATEGIES = sorted(two_ranks.METHODS), sorted(two_ranks.STRATEGIES)
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one process and two have fitted everything. One start of processes serves all tests: starting is what costs."""
     folder = tmp_path_factory.mktemp("strategies")
     text = folder / "text.txt"
@@ -31,18 +30,22 @@ def folder(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> It
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (tiny_model_path, str(text), str(folder), port)
-    ranks = torch.multiprocessing.spawn(two_ranks.run_rank, arguments, nprocs=2, join=False)
+    spawn = torch.multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=two_ranks.run_rank, args=(rank, *arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder / "other cache"))
         torch.save(two_ranks.fit_all(tiny_model_path, str(text), folder / "alone"), folder / "alone-0.pt")
-    deadline = time.monotonic() + 240
-    try:
-        while not ranks.join(timeout=5):
-            assert time.monotonic() < deadline, "the ranks wait for one another"
-    finally:
-        for process in ranks.processes:
-            process.kill()
-    yield folder
+    deadline = time.monotonic() + 600
+    for process in ranks:
+        process.join(max(0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    # The last that they do is to fail.
+    assert codes == [2, 2], "None: the ranks waited for one another"
+    return folder
 
 
 def found(folder: Path, strategy: str, rank: int = 0) -> dict[str, Any]:
@@ -136,3 +139,10 @@ def test_checkpoints_are_read_in_one_process(folder: Path, strategy: str) -> Non
     expected = found(folder, strategy)["resumed"]["ends"][0]["weights"]
     assert_same({name: trained.weights[name] for name in expected}, expected)
     assert_same(dict(trained.student().named_parameters()), expected)
+
+
+def test_a_rank_that_fails_says_why_and_ends_all(folder: Path) -> None:
+    said = [(folder / f"errors-{rank}.txt").read_text() for rank in range(2)]
+    assert "error: what the second rank says.\n" in said[1]
+    assert not any(word in text for word in ("Traceback", "Connection") for text in said)
+    assert "error" not in said[0]

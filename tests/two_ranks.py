@@ -1,6 +1,7 @@
 """Fits of every method under a strategy, with all that they leave; run by two processes, and by one to compare with."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from mixsd_lightning import OPSD, SFT, KGFact, MixSD, UniSD
 from mixsd_lightning.callbacks import CollapseAlert, Completions, ErrorModes, FisherDrift, MetricsFile, Resources, Retention
+from mixsd_lightning.cli import main
+from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites.agreement import Agreement
 from mixsd_lightning.evaluation.suites.bits_per_byte import BitsPerByte
 from mixsd_lightning.models import load_student
@@ -42,6 +45,14 @@ class Steps(Callback):
             tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith(("train/", "targets/"))
         }
         self.logged.append(found)
+
+
+class Failing(Callback):
+    """Something is wrong on one rank alone."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1:
+            raise UserError("what the second rank says.")
 
 
 class Kept(Callback):
@@ -118,7 +129,14 @@ def run_rank(rank: int, model_path: str, text: str, folder: str, port: int) -> N
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"MIXSD_CACHE_DIR": f"{folder}/cache"}
+    os.chdir(folder)
     for name, strategy in STRATEGIES.items():
         found = fit_all(model_path, text, Path(folder, name), strategy=strategy, devices=2)
         found["resumed"] = fit_and_resume(model_path, Path(folder, name), strategy)
         torch.save(found, f"{folder}/{name}-{rank}.pt")
+    with Path(folder, f"errors-{rank}.txt").open("w") as errors:
+        os.dup2(errors.fileno(), sys.stderr.fileno())
+    options = [f"--model.model_name_or_path={model_path}", "--data=KGFact", "--data.num_domains=2", "--data.num_entities=4"]
+    options += ["--drift.num_sequences=1", "--retention.suites=[]", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    options += ["--trainer.strategy=ddp", "--trainer.max_epochs=1", "--trainer.callbacks=two_ranks.Failing"]
+    main(["fit", "--model=SFT", *options])  # does not return

@@ -47,8 +47,7 @@ def check_strategy(strategy: Any) -> None:
     if name.startswith("fsdp"):
         raise UserError(f"--trainer.strategy: '{name}' is FSDP of the first generation; use {_CONFIGS}/fsdp.yaml, the second.")
     if name.startswith("deepspeed"):
-        stage = options.get("stage", int(name[-1]) if name[-1].isdigit() else 3 if "stage_3" in name else 2)
-        if int(stage) == 3 or "stage_3" in name:
+        if "stage_3" in name or options.get("stage") == 3:
             raise UserError(
                 "--trainer.strategy: stage 3 of DeepSpeed takes weights apart in a way of its own; "
                 f"use {_CONFIGS}/fsdp.yaml for models that do not fit, or stage 2 ({_CONFIGS}/deepspeed.yaml)."
