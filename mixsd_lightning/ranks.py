@@ -39,6 +39,14 @@ def gathered(value: _T) -> list[_T]:
     return values
 
 
+def of_first_rank(value: _T) -> _T:
+    """What rank 0 has here; tensors on the CPU."""
+    values = [value]
+    if rank_and_count()[1] > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def of_all_ranks(tensor_N: Tensor) -> Tensor:
     """The rows that the ranks have, one rank after the other."""
     return torch.cat(gathered(tensor_N.detach().cpu())).to(tensor_N.device)

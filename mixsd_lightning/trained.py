@@ -94,6 +94,8 @@ def read_trained(path: str | Path) -> Trained:
         remembered = settings["model"]["init_args"]
         settings = read_settings(run / CONFIG_FILE)
         settings["model"]["init_args"] = {**remembered, **settings["model"]["init_args"]}
+    if settings["model"]["init_args"].get("lora_rank"):  # sharded training saves the base model too
+        weights = {name: tensor for name, tensor in weights.items() if ".lora_" in name}
     if not weights or "model_name_or_path" not in settings["model"]["init_args"]:
         raise UserError(f"'{checkpoint_path}' holds no student; give a checkpoint of a run of this library.")
     _check_model_options(settings["model"]["init_args"], checkpoint_path)

@@ -13,6 +13,7 @@ import two_ranks
 from torch import Tensor
 
 from mixsd_lightning.disk_cache import CACHE_VARIABLE
+from mixsd_lightning.models import effective_parameters
 from mixsd_lightning.trained import read_trained
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are started as on Linux")
@@ -84,7 +85,8 @@ def test_training_ends_with_the_weights_of_one_process(folder: Path, strategy: s
     assert together[0].keys() == alone["weights"].keys()
     for name, value in alone["weights"].items():
         torch.testing.assert_close(together[0][name], value, rtol=0, atol=1e-5)
-        assert not torch.allclose(value, alone["before"][name], rtol=0, atol=1e-3), "nothing was learnt"
+    moved = {name for name, value in alone["weights"].items() if not torch.allclose(value, alone["before"][name], atol=1e-3)}
+    assert len(moved) == len(alone["weights"]) or (method == "LoRA" and moved)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,14 +133,13 @@ def test_a_checkpoint_holds_the_rollouts_of_all_ranks(folder: Path, strategy: st
         assert rank["saved"] == sorted(ranks[0]["own"] + ranks[1]["own"])
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_checkpoints_are_read_in_one_process(folder: Path, strategy: str) -> None:
-    path = folder / strategy / "run/runs/version_0/checkpoints/epoch=1.ckpt"
+def test_checkpoints_are_read_in_one_process(folder: Path, strategy: str, method: str) -> None:
+    path = folder / strategy / method / "end.ckpt"
     assert path.is_dir() == (strategy == "fsdp")
-    trained = read_trained(path)
-    expected = found(folder, strategy)["resumed"]["ends"][0]["weights"]
-    assert_same({name: trained.weights[name] for name in expected}, expected)
-    assert_same(dict(trained.student().named_parameters()), expected)
+    student = read_trained(path).student()
+    assert_same(dict(effective_parameters(student)), found(folder, strategy)[method]["weights"])
 
 
 def test_a_rank_that_fails_says_why_and_ends_all(folder: Path) -> None:

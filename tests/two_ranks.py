@@ -17,7 +17,7 @@ from mixsd_lightning.cli import main
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.suites.agreement import Agreement
 from mixsd_lightning.evaluation.suites.bits_per_byte import BitsPerByte
-from mixsd_lightning.models import load_student
+from mixsd_lightning.models import effective_parameters, load_student
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.sharding import local, whole
 
@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[type[KnowledgeModule], dict[str, Any]]] = {
     "MixSD": (MixSD, {"on_reject": "keep", "temperature": 1.0, "mixing_rate": 0.5, "max_attempts": 3}),
     "OPSD": (OPSD, {"num_rollouts": 2, "max_divergence_quantile": 0.7, "nll_every_n_steps": 1, "updates_per_rollout": 2}),
     "UniSD": (UniSD, {"num_contexts": 2, "ema_decay": 0.5, "feature_layers": [1, -1]}),
+    "LoRA": (OPSD, {"teacher": "ema", "ema_decay": 0.5, "lora_rank": 2}),
 }
 
 STRATEGIES: dict[str, Any] = {"ddp": lambda: "ddp", "fsdp": ModelParallelStrategy}
@@ -86,20 +87,24 @@ def trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:
 
 
 def whole_weights(method: LightningModule) -> dict[str, torch.Tensor]:
-    return {name: whole(local(value.detach()), like=value).clone() for name, value in method.student.named_parameters()}
+    """What a student computes with, an adapter's change in it."""
+    return {name: whole(local(value), like=value).clone() for name, value in effective_parameters(method.student)}
 
 
-def fit_all(model_path: str, text: str, folder: Path, **options: Any) -> dict[str, Any]:
+def fit_all(model_path: str, text: str, folder: Path, rank: int = 0, **options: Any) -> dict[str, Any]:
     """Fit every method; returns logged numbers and the weights before and after."""
     found: dict[str, Any] = {}
-    before = dict(load_student(model_path).named_parameters())
+    before = {name: value.detach() for name, value in load_student(model_path).named_parameters()}
     for name, (kind, settings) in METHODS.items():
         steps = Steps()
+        torch.manual_seed(rank)  # adapters begin at random
         method = kind(model_path, max_new_tokens=6, learning_rate=1e-3, warmup_steps=1, **settings)
         watchers = [FisherDrift(num_sequences=2, quadratic=True), Retention([BitsPerByte(text), Agreement(4)]), ErrorModes()]
         watchers += [Completions(), CollapseAlert(), Resources(), steps, MetricsFile()]
         asked = {name: make() if name == "strategy" else make for name, make in options.items()}
-        trainer(folder / name, watchers, **asked).fit(method, corpus(options.get("devices", 1)))
+        fit = trainer(folder / name, watchers, **asked)
+        fit.fit(method, corpus(options.get("devices", 1)))
+        fit.save_checkpoint(folder / name / "end.ckpt")
         found[name] = {"steps": steps.logged, "before": before, "weights": whole_weights(method)}
     return found
 
@@ -131,7 +136,7 @@ def run_rank(rank: int, model_path: str, text: str, folder: str, port: int) -> N
     os.environ |= {"MIXSD_CACHE_DIR": f"{folder}/cache"}
     os.chdir(folder)
     for name, strategy in STRATEGIES.items():
-        found = fit_all(model_path, text, Path(folder, name), strategy=strategy, devices=2)
+        found = fit_all(model_path, text, Path(folder, name), rank, strategy=strategy, devices=2)
         found["resumed"] = fit_and_resume(model_path, Path(folder, name), strategy)
         torch.save(found, f"{folder}/{name}-{rank}.pt")
     with Path(folder, f"errors-{rank}.txt").open("w") as errors:

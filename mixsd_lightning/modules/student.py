@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from mixsd_lightning.models import add_lora, compile_decoder, load_student
 from mixsd_lightning.modules.strategies import is_sharding
+from mixsd_lightning.ranks import of_first_rank
 from mixsd_lightning.sharding import is_sharded, shard
 from mixsd_lightning.target_states import check_head
 
@@ -44,6 +45,9 @@ def make_student(settings: StudentSettings) -> PreTrainedModel:
 def shard_as_asked(student: PreTrainedModel, trainer: Trainer) -> None:
     """Spread a student over the ranks, where the strategy does that and it has not been done."""
     if is_sharding(trainer) and not is_sharded(student):
+        # An adapter begins at random, and every rank has thrown its own dice. What comes from files is the same everywhere.
+        adapter = {name: value.cpu() for name, value in student.state_dict().items() if ".lora_" in name}
+        student.load_state_dict(of_first_rank(adapter), strict=False)
         shard(student, trainer.strategy.root_device.type)
 
 

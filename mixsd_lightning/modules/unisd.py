@@ -234,7 +234,9 @@ class UniSD(OPSD):
             log_probs.append(self._log_probs(teacher, rollouts, prompts))
         lengths = [len(rollout.completion.token_ids) - self.num_skipped(rollout) for rollout in rollouts]
         assert self.agreement != "none"
-        return disagreement(torch.stack(log_probs), lengths or [0], self.agreement_statistic, self.agreement)
+        if not rollouts:  # this rank has no part in the batch
+            return log_probs[0]
+        return disagreement(torch.stack(log_probs), lengths, self.agreement_statistic, self.agreement)
 
     def _log_probs(self, model: PreTrainedModel, rollouts: Sequence[Rollout], prompts: Sequence[list[int]]) -> Tensor:
         """Log-probabilities of rollouts' tokens after prompts (N)."""
