@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixsd_lightning.atomic_file import scratch_beside
 from mixsd_lightning.ranks import all_ranks
 
 CACHE_VARIABLE = "MIXSD_CACHE_DIR"
@@ -81,10 +81,8 @@ def _cached(path: Path, read: Callable[[Path], _T], write: Callable[[_T, Path], 
     computed = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under its name it is complete, whoever else writes it at the same time.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            write(computed, Path(folder, path.name))
-            Path(folder, path.name).replace(path)
+        with scratch_beside(path) as scratch:
+            write(computed, scratch)
     except (OSError, SafetensorError) as error:  # the second is how a full disk shows
         rank_zero_warn(
             f"Cannot keep {path}: {getattr(error, 'strerror', None) or error}. It will be computed again next time; "

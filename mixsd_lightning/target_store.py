@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.errors import UserError
 
 Record = dict[str, Any]
@@ -159,19 +160,6 @@ class TargetStore:
     def _write_meta(self, **more: str) -> None:
         content = json.dumps({"made_from": self._identity, **more}, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self._meta_path, content.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is, at any moment, either absent (or old) or complete."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _checked_line(record: Record) -> bytes:

@@ -26,7 +26,7 @@ from mixsd_lightning.decoding.mixing import Engine, MixedCompletion, MixingSetti
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.example import Example
 from mixsd_lightning.models import load_tokenizer
-from mixsd_lightning.target_store import TargetStore, write_atomically
+from mixsd_lightning.target_store import TargetStore
 from mixsd_lightning.targets import TargetSettings
 
 pytestmark = pytest.mark.usefixtures("no_bars")
@@ -205,12 +205,6 @@ def test_a_file_appears_whole_or_not_at_all(
     assert contents(tmp_path / "killed").keys() == ({PARTIAL, "mixed.meta.json"} if name == "mixed.jsonl" else set())
     assert built_bytes(encoder, tmp_path / "killed") == whole
     assert contents(tmp_path / "killed").keys() == FINISHED
-
-
-def test_write_atomically_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    for content in (b"first\n", b"second\n"):
-        write_atomically(tmp_path / "file", content)
-        assert contents(tmp_path) == {"file": content}
 
 
 # --- finished files ----------------------------------------------------------------------------------------------------

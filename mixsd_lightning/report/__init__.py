@@ -1,7 +1,6 @@
 """``python -m mixsd_lightning report``: runs -> tables, figures and one page that says which setting to use."""
 
 import datetime
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mixsd_lightning.arguments import OneLineArguments
+from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.report.checks import comparability
 from mixsd_lightning.report.collect import find_runs
@@ -88,27 +88,12 @@ def write_report(
     }
     try:
         for name, content in contents.items():
-            _write(folder / name, content)
+            write_atomically(folder / name, content)
     except OSError as error:
         raise UserError(
             f"--output: cannot write to '{folder}' ({error.strerror}); make room or give another folder."
         ) from None
     return corpora, notes
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is complete under its name, or not there."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(partial).chmod(0o666 & ~umask)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def _print_summary(corpora: Sequence[Corpus], notes: Sequence[str], folder: Path) -> None:
