@@ -1,6 +1,7 @@
 """Teach a language model new knowledge without making it forget what it knew."""
 
 from mixsd_lightning.callbacks import (
+    Checkpoints,
     CollapseAlert,
     Completions,
     Dashboard,
@@ -31,6 +32,7 @@ __all__ = [
     "MBPP",
     "OPSD",
     "SFT",
+    "Checkpoints",
     "CollapseAlert",
     "Completions",
     "CorpusDataModule",

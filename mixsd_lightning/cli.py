@@ -1,6 +1,7 @@
 """The command line: ``python -m mixsd_lightning fit --config configs/quickstart.yaml`` and LightningCLI overrides."""
 
 import difflib
+import errno
 import importlib
 import inspect
 import re
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch import Trainer
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from mixsd_lightning.callbacks import (
+    Checkpoints,
     CollapseAlert,
     Completions,
     Dashboard,
@@ -25,19 +30,24 @@ from mixsd_lightning.callbacks import (
     Retention,
 )
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
+from mixsd_lightning.callbacks.run_claim import RunClaim
 from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.evaluation.suites import SUITES
 from mixsd_lightning.modules import KnowledgeModule
 from mixsd_lightning.modules.strategies import check_strategy, end_other_ranks
 from mixsd_lightning.ranks import is_first_failure, rank_and_count
-from mixsd_lightning.run_folder import run_folder
+from mixsd_lightning.resume import named_run, unfinished_run
+from mixsd_lightning.run_folder import logged_folders, logger_options, run_folder
 from mixsd_lightning.summary import print_summary
 
 LOGGER_DEFAULT = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "runs", "name": "default", "default_hp_metric": False},
 }
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+"""What the system says where nothing can be written, and the user has to see to it."""
 
 SUBCOMMANDS = {
     "report": "mixsd_lightning.report",
@@ -76,7 +86,8 @@ class MixSDCLI(LightningCLI):
             parser_class=OneLineParser,
             parser_kwargs={"epilog": EPILOG},
             seed_everything_default=42,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunClaim,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
                 "logger": LOGGER_DEFAULT,
                 # The validation before the first step is whole: it is what every later one is compared with.
@@ -89,8 +100,15 @@ class MixSDCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--resume",
+            default="auto",
+            help="What fit does about a run that was killed: 'auto' goes on with the newest one of the same configuration, 'off' "
+            "begins another, and a run folder or one of its checkpoints says which to go on with.",
+        )
         # Keys of their own, because two config files replace each other's list of callbacks. The metrics file comes last, so
         # that it writes what the others have logged.
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(FisherDrift, "drift")
         parser.add_lightning_class_args(Retention, "retention")
         parser.add_lightning_class_args(ErrorModes, "errors")
@@ -115,6 +133,38 @@ class MixSDCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry") and not Path(checkpoint).exists():
             raise UserError(f"--ckpt_path: there is no file or folder '{checkpoint}'; give a checkpoint of an earlier run.")
+        text = self._parser(self.config.subcommand).dump(config, skip_none=False)
+        self.save_config_kwargs["text"] = text
+        if self.config.subcommand == "fit" and config.resume != "off" and not config.trainer.fast_dev_run:
+            self._go_on(config, yaml.safe_load(text))
+
+    def _go_on(self, config: Namespace, as_written: dict[str, Any]) -> None:
+        """Have the run go on with an earlier one, if there is one to go on with."""
+        trainer, is_first_rank = config.trainer, rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if config.resume == "auto":
+            folders = logged_folders(trainer.logger, trainer.default_root_dir)
+            options = logger_options(trainer.logger)
+            is_fixed = bool(options and options[0].get("version") is not None)
+            found = unfinished_run(folders, as_written, is_fixed, is_first_rank)
+        else:
+            found = named_run(Path(config.resume), as_written, is_first_rank)
+        if found is None:
+            return
+        if found.checkpoint is not None:
+            config.ckpt_path = str(found.checkpoint)
+        trainer.default_root_dir = str(found.folder)
+        for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+            for options in logger_options(logger):
+                options.update(Namespace(save_dir=str(found.folder.parent), name="", version=found.folder.name))
+                if logger["class_path"].endswith("TensorBoardLogger"):
+                    # What was logged behind the checkpoint will be logged again.
+                    logger["dict_kwargs"] = {"purge_step": found.step + 1 if found.step else 0}
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False:  # Lightning would refuse
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
+        return super()._instantiate_trainer(config, callbacks)
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -154,6 +204,7 @@ def main(args: ArgsType = None) -> None:
     """Run the command line; mistakes of the user end in one line on stderr and exit status 2."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are small and need no workers
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # what we log is of all ranks
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is: its batches know how many were served
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
     words = sys.argv[1:] if args is None else args
     try:
@@ -161,6 +212,13 @@ def main(args: ArgsType = None) -> None:
             importlib.import_module(SUBCOMMANDS[words[0]]).main(words[1:])
         else:
             MixSDCLI(args)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        fail(
+            f"{error.filename or 'a file of the run'}: {error.strerror}. Make room or give another folder "
+            "(--trainer.logger.init_args.save_dir); the same command then goes on where this one stopped."
+        )
     except ValueError as error:
         # The parser wraps what a constructor raises in an error of its own.
         cause: BaseException | None = error

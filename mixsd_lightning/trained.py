@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
+from mixsd_lightning.checkpoint_io import PREVIOUS
 from mixsd_lightning.data import CorpusDataModule
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.models import add_lora, load_student
@@ -118,7 +119,8 @@ def find_checkpoint(path: Path) -> Path:
         versions = sorted(version.name for version in path.glob("version_*"))
         hint = f"; its runs are {', '.join(versions)}" if versions else ""
         raise UserError(f"The folder '{path}' has no checkpoint in checkpoints/{hint}. Give a run folder or a checkpoint.")
-    return max(found, key=lambda p: p.stat().st_mtime_ns)
+    # Not by the clock alone, which may have been set back between the two.
+    return max(found, key=lambda p: (p.name != PREVIOUS, p.stat().st_mtime_ns))
 
 
 def read_settings(path: Path) -> Settings:

@@ -8,9 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
+from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.modules.base import KnowledgeModule
-from mixsd_lightning.run_folder import run_folder
+from mixsd_lightning.run_folder import is_of_run, run_folder
 from mixsd_lightning.untrusted import parse_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -21,8 +22,35 @@ class MetricsFile(Callback):
     """Appends the metrics of each validation to ``metrics.jsonl`` in the run folder, under their TensorBoard tags.
 
     Lightning's sanity check, when it runs over all the data (`num_sanity_val_steps: -1`), is the validation before training:
-    it is written, and sent to the loggers, as step 0.
+    it is written, and sent to the loggers, as step 0. A checkpoint holds the lines up to it; a run that goes on in its folder begins
+    with them, whatever its predecessor has written after it.
     """
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        """Of this fit."""
+        self._earlier: list[str] = []
+        """Of the fit that a checkpoint is of."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        self._lines = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
+        folder = run_folder(trainer)  # asks all ranks
+        if is_of_run(trainer.ckpt_path, folder):
+            self._lines, self._earlier = self._earlier, []
+            if trainer.is_global_zero:
+                write_atomically(folder / METRICS_FILE, "".join(self._lines).encode())
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": list(self._lines)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = list(state_dict["lines"])
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
@@ -36,9 +64,10 @@ class MetricsFile(Callback):
         folder = run_folder(trainer)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder.mkdir(parents=True, exist_ok=True)  # without a logger, nobody else has made it
-            line = {"step": pl_module.completed_steps, "epoch": trainer.current_epoch, **metrics}
+            line = json.dumps({"step": pl_module.completed_steps, "epoch": trainer.current_epoch, **metrics}) + "\n"
             with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(line)
+            self._lines.append(line)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from mixsd_lightning.callbacks.energy import EnergyMeter
 from mixsd_lightning.modules.base import KnowledgeModule
+from mixsd_lightning.ranks import gather, rank_and_count
 
 
 class Resources(Callback):
@@ -72,7 +73,7 @@ class Resources(Callback):
         if torch.cuda.is_available():
             self._largest("peak_gpu_memory_mb", torch.cuda.max_memory_allocated() / 1e6)
         for name, value in self._spent.items():
-            how = "sum" if name.endswith(("tokens", "joules")) else "max"
+            how = "sum" if _is_summed(name) else "max"
             pl_module.log(f"resources/{name}", value, sync_dist=True, reduce_fx=how)
         if self._spent.get("train_seconds"):
             rate = self._spent.get("trained_tokens", 0.0) / self._spent["train_seconds"]
@@ -82,11 +83,15 @@ class Resources(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._meter is not None:
             self._read_clock()
-        return {"spent": dict(self._spent)}
+        return {"spent": gather(dict(self._spent))}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._spent = dict(state_dict["spent"])
+        # Whatever the number of ranks is now, together they have spent what they had.
+        parts, (_, count) = state_dict["spent"], rank_and_count()
+        names = {name for part in parts for name in part}
+        found = {name: [part.get(name, 0.0) for part in parts] for name in names}
+        self._spent = {name: sum(those) / count if _is_summed(name) else max(those) for name, those in found.items()}
 
     def _add(self, name: str, value: float) -> None:
         self._spent[name] = self._spent.get(name, 0.0) + value
@@ -105,6 +110,11 @@ class Resources(Callback):
     def _largest(self, name: str, value: float | None) -> None:
         if value is not None:
             self._spent[name] = max(self._spent.get(name, 0.0), value)
+
+
+def _is_summed(name: str) -> bool:
+    """Whether what all ranks have used is the sum, or the largest."""
+    return name.endswith(("tokens", "joules"))
 
 
 def peak_memory_mb() -> float | None:

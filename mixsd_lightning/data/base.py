@@ -156,6 +156,7 @@ class CorpusDataModule(LightningDataModule, ABC):
         items = method.training_items(self.split(self.train_split))
         if not items:
             raise UserError("There is nothing to train on: no example has a target. Try --model.on_reject gold.")
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
         batches = TrainingBatches(
             [item.num_tokens for item in items],
             self.batch_size,
@@ -164,6 +165,7 @@ class CorpusDataModule(LightningDataModule, ABC):
             self.seed,
             method.updates_per_batch,
             self.trainer.accumulate_grad_batches,
+            lambda: progress.current.ready,
         )
         # A sampler of whole batches: Lightning leaves a DistributedSampler alone and tells it the epoch.
         return DataLoader(_BatchedDataset(items), batch_size=None, sampler=batches, collate_fn=method.collate)

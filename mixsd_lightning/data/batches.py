@@ -4,7 +4,7 @@ Shapes: B batch, L sequence.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,7 @@ class TrainingBatches(DistributedSampler[list[int]]):
         seed: int = 0,
         num_uses: int = 1,
         batches_per_use: int = 1,
+        num_served: Callable[[], int] = lambda: 0,
     ) -> None:
         """
         Args:
@@ -86,15 +87,21 @@ class TrainingBatches(DistributedSampler[list[int]]):
             seed: Decides the order.
             num_uses: How often every batch is served.
             batches_per_use: Batches that are served together before they come again.
+            num_served: Asked when the first batch of an epoch is: how many of it were served before a resume.
         """
         super().__init__(lengths, num_replicas, rank, seed=seed)  # type: ignore[arg-type]
         self._lengths = lengths
         self._global_batch_size = batch_size * num_replicas
         self._num_uses = num_uses
         self._batches_per_use = batches_per_use
+        self._num_served = num_served
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that Lightning has told the epoch and counted on from its checkpoint when this is asked.
+        yield from islice(self._epoch(), self._num_served(), None)
+
+    def _epoch(self) -> Iterator[list[int]]:
         rng = random.Random(f"{self.seed}|{self.epoch}")
         order = rng.sample(range(len(self._lengths)), len(self._lengths))
         size = self._global_batch_size

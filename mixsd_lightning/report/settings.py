@@ -23,6 +23,7 @@ _SEED = re.compile(r"(^|[._])seed(_everything)?$")
 # Where things lie, and what watches or shows a run without changing it.
 _IGNORED = {"data_dir", "cache_dir", "default_root_dir", "save_dir", "dirpath", "ckpt_path", "weights_only"}
 _IGNORED |= {"logger", "errors", "completions", "collapse", "resources", "dashboard", "metrics_file", "class_path"}
+_IGNORED |= {"checkpoint", "resume"}
 _IGNORED |= {"data.eval_splits", "data.eval_batch_size", "trainer.accelerator", "trainer.barebones", "trainer.profiler"}
 _IGNORED |= {"trainer.check_val_every_n_epoch", "trainer.val_check_interval", "trainer.num_sanity_val_steps"}
 _IGNORED |= {"trainer.log_every_n_steps", "trainer.model_registry", "trainer.detect_anomaly", "trainer.fast_dev_run"}
