@@ -11,11 +11,13 @@ from pathlib import Path
 
 from rich import get_console
 
+from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
 from mixsd_lightning.progress import Progress
+from mixsd_lightning.run_folder import UNFINISHED
 
 _ARGUMENTS = "arguments.json"
-"""Lies in the folder of a finished run."""
+"""What a run was called with."""
 
 Lines = list[dict[str, float]]
 """What a run has logged at each validation."""
@@ -32,8 +34,8 @@ class Run:
 def run_all(runs: Sequence[Run], folder: Path) -> dict[str, Lines]:
     """What the runs have logged, by name.
 
-    A finished run lies in ``folder/<name>``, with its arguments. One that was killed, or whose arguments have changed, begins
-    again.
+    A finished run lies in ``folder/<name>``, with its arguments. One that was killed goes on from its last checkpoint; one whose
+    arguments have changed begins again.
 
     Raises:
         SystemExit: if a run fails.
@@ -50,22 +52,27 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, Lines]:
 
 
 def _is_finished(run: Run, folder: Path) -> bool:
-    arguments = folder / run.name / _ARGUMENTS
+    return _has_arguments(run, folder / run.name)
+
+
+def _has_arguments(run: Run, folder: Path) -> bool:
+    arguments = folder / _ARGUMENTS
     return arguments.is_file() and json.loads(arguments.read_text()) == list(run.arguments)
 
 
 def _run(run: Run, folder: Path) -> None:
     target, unfinished = folder / run.name, folder / "unfinished" / run.name
-    for old in (unfinished, target):
-        shutil.rmtree(old, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    shutil.rmtree(target, ignore_errors=True)
+    if not (_has_arguments(run, unfinished) and (unfinished / UNFINISHED).is_file()):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_atomically(unfinished / _ARGUMENTS, json.dumps(run.arguments).encode())
     logger = {"save_dir": unfinished.parent, "name": "null", "version": run.name}
     flags = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]
     command = [sys.executable, "-m", "mixsd_lightning", "fit", *run.arguments, *flags]
     log = unfinished / "log.txt"
-    with log.open("w") as file:
+    with log.open("a") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "120"})
     if done.returncode:
         sys.exit("\n".join([*log.read_text().splitlines()[-5:], f"error: {run.name} failed; {log} has the rest."]))
-    (unfinished / _ARGUMENTS).write_text(json.dumps(run.arguments))
     unfinished.rename(target)

@@ -39,9 +39,6 @@ def config(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "accelerator": "cpu",
             "max_epochs": 2,
             "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "tiny"}},
-            "callbacks": [
-                {"class_path": "ModelCheckpoint", "init_args": {"every_n_epochs": 2, "filename": "last"}},
-            ],
         },
     }
     monkeypatch.chdir(tmp_path)
@@ -63,7 +60,8 @@ def test_six_steps_write_exactly_the_promised_files_and_validate_repeats_the_num
     folder = Path("runs/tiny/version_0")
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     targets = [r"targets/\.mixed\.lock", r"targets/mixed\.jsonl", r"targets/mixed\.meta\.json"]
-    patterns = [r"checkpoints/last\.ckpt", r"config\.yaml", r"events\.out\.tfevents\..*", r"hparams\.yaml", r"metrics\.jsonl"]
+    checkpoints = [r"checkpoints/last\.ckpt", r"checkpoints/previous\.ckpt"]
+    patterns = [*checkpoints, r"config\.yaml", r"events\.out\.tfevents\..*", r"hparams\.yaml", r"metrics\.jsonl"]
     for file, pattern in zip(files, [*patterns, *targets], strict=True):
         assert re.fullmatch(pattern, file)
 

@@ -1,4 +1,4 @@
-"""Scripts that run others: what is finished is kept, what is not begins again, and the arithmetic of their tables."""
+"""Scripts that run others: what is finished is kept, what is not goes on, and the arithmetic of their tables."""
 
 import csv
 import json
@@ -20,6 +20,15 @@ from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
 from mixsd_lightning.report.settings import BASE
 
 ROOT = Path(__file__).parents[1]
+KILLS_AT_THE_SECOND_CHECKPOINT = """
+import os, signal
+from pathlib import Path
+replace, done = Path.replace, []
+def replaced(self, target):
+    done.extend([target] * (Path(target).name == "last.ckpt"))
+    return os.kill(os.getpid(), signal.SIGKILL) if len(done) == 2 else replace(self, target)
+Path.replace = replaced
+"""
 
 
 @pytest.fixture
@@ -49,8 +58,6 @@ def test_finished_runs_are_not_run_again(config: str, tmp_path: Path) -> None:
     assert found["one"][-1]["drift/l2"] != found["two"][-1]["drift/l2"]
     written = {name: (folder / name / "metrics.jsonl").stat().st_mtime_ns for name in found}
 
-    (folder / "unfinished/two").mkdir(parents=True)  # it was killed
-    (folder / "unfinished/two/metrics.jsonl").write_text("{}")
     again = run_all([first[0], Run("two", (f"--config={config}", "--model.learning_rate=1e-2"))], folder)
     assert again["one"] == found["one"]
     assert (folder / "one/metrics.jsonl").stat().st_mtime_ns == written["one"]
@@ -58,6 +65,27 @@ def test_finished_runs_are_not_run_again(config: str, tmp_path: Path) -> None:
     assert [line["step"] for line in again["two"]] == [0, 1]
     assert json.loads((folder / "two/arguments.json").read_text())[-1] == "--model.learning_rate=1e-2"
     assert list((folder / "unfinished").iterdir()) == []
+
+
+def test_a_run_that_was_killed_goes_on(config: str, tmp_path: Path) -> None:
+    options = ("--trainer.max_epochs=3", "--trainer.enable_checkpointing=true", "--trainer.num_sanity_val_steps=0")
+    run = Run("one", (f"--config={config}", *options))
+    (tmp_path / "sitecustomize.py").write_text(KILLS_AT_THE_SECOND_CHECKPOINT)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+        run_all([run], tmp_path / "grid")
+    unfinished = tmp_path / "grid/unfinished/one"
+    assert len((unfinished / "metrics.jsonl").read_text().splitlines()) == 2
+    # What is written behind a checkpoint does not count.
+    first = json.loads((unfinished / "metrics.jsonl").read_text().splitlines()[0])
+    found = run_all([run], tmp_path / "grid")
+    assert [line["step"] for line in found["one"]] == [1, 2, 3]
+    assert found["one"][0] == first
+    assert "from step 1 (previous.ckpt)" in (tmp_path / "grid/one/log.txt").read_text()
+
+    # Arguments that have changed begin again.
+    changed = Run("one", (*run.arguments, "--model.learning_rate=1e-2"))
+    assert run_all([changed], tmp_path / "grid")["one"][0]["drift/l2"] != first["drift/l2"]
 
 
 def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:

@@ -1,0 +1,336 @@
+"""Kills runs at random moments, starts them again with the same command, and compares where they end with runs that were left alone.
+
+    python scripts/survive.py --runs 200        # a tiny random model: a few seconds for each start
+
+Every run is killed once to three times: with SIGKILL or SIGTERM after a random time, or with SIGKILL at a random call of what builds
+targets, rolls out, trains, validates, writes checkpoints or renames files. It has to end in the same folder, with the same weights,
+optimizer, teacher and rollouts bit for bit, the same targets, and the same metrics but for time and resources. The table says what was
+hit; the last line is JSON: runs, those that did not end (`lost`) and those that ended elsewhere (`different`).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import torch
+import yaml
+from conftest import make_tiny_model
+from rich.console import Console
+from rich.table import Table
+
+from mixsd_lightning import checkpoint_io
+from mixsd_lightning.cli import main as command_line
+from mixsd_lightning.disk_cache import CACHE_VARIABLE
+from mixsd_lightning.modules import KnowledgeModule, opsd
+from mixsd_lightning.target_store import TargetStore
+
+METHODS: dict[str, dict[str, Any]] = {
+    "SFT": {},
+    "MixSD": {"on_reject": "gold", "max_attempts": 2, "temperature": 1.0, "refresh_every_n_epochs": 1},
+    "OPSD": {"teacher": "ema", "ema_decay": 0.5, "updates_per_rollout": 2, "nll_every_n_steps": 3},
+    "UniSD": {"num_contexts": 2, "ema_decay": 0.5},
+}
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "target building": (TargetStore, "append"),
+    "rollout": (opsd, "roll_out"),
+    "training step": (KnowledgeModule, "training_step"),
+    "validation": (KnowledgeModule, "validation_step"),
+    "checkpoint writing": (checkpoint_io.torch, "save"),
+    "file on its way to disk": (os, "fsync"),
+    "file renamed": (Path, "replace"),
+}
+"""What is counted, and where it is looked up when it is called."""
+ANY_TIME, TERMINATED = "any time", "SIGTERM"
+_COMPARED = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "teacher", "rollouts")
+
+
+@dataclass
+class End:
+    """Where a run has ended."""
+
+    checkpoint: dict[str, Any]
+    metrics: list[dict[str, float]]
+    targets: dict[str, bytes]
+    folders: list[str]
+
+    def differences(self, other: "End") -> list[str]:
+        """Names of what is not the same."""
+        parts = [key for key in _COMPARED if not _same(self.checkpoint.get(key), other.checkpoint.get(key))]
+        parts += [name for name in ("metrics", "targets", "folders") if getattr(self, name) != getattr(other, name)]
+        return parts
+
+
+@dataclass
+class Reference:
+    """A run that was left alone."""
+
+    end: End
+    seconds: float
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+def config(model: Path, method: str) -> dict[str, Any]:
+    """Three epochs of three steps, with two validations in each and checkpoints between them."""
+    options = {
+        "model_name_or_path": str(model),
+        "max_new_tokens": 6,
+        "learning_rate": 1e-3,
+        "warmup_steps": 4,
+        **METHODS[method],
+    }
+    data = {"num_domains": 3, "num_entities": 4, "batch_size": 4, "eval_splits": ["train"], "max_eval_examples": 4}
+    return {
+        "model": {"class_path": method, "init_args": options},
+        "data": {"class_path": "KGFact", "init_args": data},
+        "drift": {"num_sequences": 1},
+        "retention": {"suites": ["probe"]},
+        "checkpoint": {"every_n_steps": 2},
+        "trainer": {
+            "accelerator": "cpu",
+            "precision": "32-true",
+            "max_epochs": 2 if METHODS[method].get("updates_per_rollout") else 3,
+            "val_check_interval": 2,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "tiny"}},
+        },
+    }
+
+
+def start(folder: Path, prepare: Callable[[], Any] = lambda: None) -> int:
+    """Start the command in a process of its own, a copy of this one, which has imported everything; returns its number.
+
+    Args:
+        folder: Where it runs; `config.yaml` is there.
+        prepare: Called in it before anything else.
+    """
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        prepare()
+        command_line(["fit", "--config", "config.yaml"])
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(process: int) -> int:
+    """Wait for a process; its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def die() -> None:
+    """What the kernel does when it is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_calls(counts: Counter[str]) -> None:
+    """Count the calls of all moments."""
+    for moment in MOMENTS:
+        _at_calls(moment, lambda moment=moment: counts.update([moment]))
+
+
+def kill_at(moment: str, number: int, is_after: bool) -> None:
+    """Kill this process at a certain call, before it is made or after."""
+    calls = Counter[str]()
+
+    def note() -> None:
+        calls.update([moment])
+        if calls[moment] == number:
+            die()
+
+    _at_calls(moment, note, is_after)
+
+
+def _at_calls(moment: str, note: Callable[[], Any], is_after: bool = False) -> None:
+    owner, name = MOMENTS[moment]
+    original = getattr(owner, name)
+
+    def replaced(*args: Any, **options: Any) -> Any:
+        if not is_after:
+            note()
+        result = original(*args, **options)
+        if is_after:
+            note()
+        return result
+
+    setattr(owner, name, replaced)
+
+
+def half_written(number: int) -> None:
+    """Kill this process when it has written half of a checkpoint."""
+    save, calls = torch.save, Counter[str]()
+
+    def replaced(content: Any, file: Any) -> None:
+        calls.update(["save"])
+        if calls["save"] < number:
+            return save(content, file)
+        whole = io.BytesIO()
+        save(content, whole)
+        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        file.flush()
+        return die()
+
+    torch.save = replaced
+
+
+def reference_run(folder: Path) -> Reference:
+    """A run that is left alone.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+
+    def prepare() -> None:
+        counts = Counter[str]()
+        count_calls(counts)
+        leave = os._exit
+
+        def leaving(status: int) -> None:
+            Path("calls.json").write_text(json.dumps(counts))
+            leave(status)
+
+        os._exit = leaving  # type: ignore[assignment]
+
+    began = time.monotonic()
+    if ended(start(folder, prepare)):
+        raise RuntimeError((folder / "log.txt").read_text()[-3000:])
+    seconds = time.monotonic() - began
+    return Reference(end_of(folder), seconds, json.loads((folder / "calls.json").read_text()))
+
+
+def disturbed_run(folder: Path, reference: Reference, rng: random.Random, hits: Counter[str], moments: list[str]) -> int:
+    """A run that is killed, and started again until it ends by itself; returns its exit status."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        moment = rng.choice(moments)
+        if moment in MOMENTS:
+            number, is_after = rng.randint(1, reference.calls[moment]), rng.random() < 0.5
+            if moment == "checkpoint writing" and rng.random() < 0.5:
+                process = start(folder, lambda number=number: half_written(number))
+            else:
+                process = start(folder, lambda m=moment, n=number, a=is_after: kill_at(m, n, a))
+            status = ended(process)
+        else:
+            process = start(folder)
+            time.sleep(rng.uniform(0.1, 1.0) * reference.seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL if moment == ANY_TIME else signal.SIGTERM)
+            status = ended(process)
+        if status == 0:
+            return 0  # it had ended before
+        if status not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
+            return status
+        hits.update([moment])
+    return ended(start(folder))
+
+
+def end_of(folder: Path) -> End:
+    """What a finished run has left."""
+    folders = sorted(str(path.relative_to(folder)) for path in (folder / "runs/tiny").iterdir())
+    run = folder / folders[0]
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{tag: value for tag, value in line.items() if not tag.startswith("resources/")} for line in lines]
+    targets = {path.name: path.read_bytes() for path in (run / "targets").glob("*.jsonl")}
+    return End(checkpoint, metrics, targets, folders)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def survive(num_runs: int, seed: int, methods: list[str], folder: Path) -> dict[str, int]:
+    """All runs; prints the table and returns the numbers."""
+    os.environ[CACHE_VARIABLE] = str(folder / "cache")
+    torch.set_num_threads(1)
+    make_tiny_model(folder / "model")
+    with_dropout = json.loads((folder / "model/config.json").read_text()) | {"attention_dropout": 0.1}
+    (folder / "model/config.json").write_text(json.dumps(with_dropout))  # so that training draws random numbers
+    rng, hits = random.Random(seed), Counter[str]()
+    references: dict[str, Reference] = {}
+    tried, resumed, lost, different = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for number in range(num_runs):
+        method = methods[number % len(methods)]
+        if method not in references:
+            references[method] = reference_run(_prepared(folder, method, method))
+        reference = references[method]
+        moments = [moment for moment in MOMENTS if reference.calls.get(moment)] + [ANY_TIME, TERMINATED]
+        run = _prepared(folder, f"{method}-{number}", method)
+        tried.update([method])
+        if status := disturbed_run(run, reference, rng, hits, moments):
+            lost.update([method])
+            print(f"run {number} ({method}) ended with status {status}:\n{(run / 'log.txt').read_text()[-2000:]}")
+        elif apart := reference.end.differences(end_of(run)):
+            different.update([method])
+            print(f"run {number} ({method}) ended with other {', '.join(apart)}:\n{(run / 'log.txt').read_text()[-2000:]}")
+        else:
+            resumed.update({method: (run / "log.txt").read_text().count("Going on with")})
+            shutil.rmtree(run)
+    rows = [(method, tried[method], resumed[method], lost[method], different[method]) for method in tried]
+    _print_table(("method", "runs", "went on from a checkpoint", "lost", "different"), rows)
+    _print_table(("killed at", "times"), sorted(hits.items()))
+    return {"runs": num_runs, "lost": lost.total(), "different": different.total()}
+
+
+def _prepared(folder: Path, name: str, method: str) -> Path:
+    run = folder / name
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config(folder / "model", method)))
+    return run
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, help="of the moments; another each time by default")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parsed = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if parsed.seed is None else parsed.seed
+    print(f"seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = survive(parsed.runs, seed, parsed.methods, Path(scratch))
+    print(json.dumps(found))
+    sys.exit(1 if found["lost"] or found["different"] else 0)
