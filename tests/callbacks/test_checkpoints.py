@@ -78,13 +78,25 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 # Where validation is due and where not, at the end of an epoch and behind it.
-@pytest.mark.parametrize(("stop", "accumulate"), [(3, 1), (4, 1), (7, 1), (8, 1), (4, 2), (8, 2)])
+@pytest.mark.parametrize(
+    ("stop", "accumulate", "options"),
+    [
+        (3, 1, {}),
+        (4, 1, {}),
+        (7, 1, {}),
+        (8, 1, {}),
+        (4, 2, {}),
+        (8, 2, {}),
+        (7, 1, {"check_val_every_n_epoch": None, "val_check_interval": 4}),  # counted over epochs
+        (7, 1, {"max_epochs": None, "max_steps": 9}),
+    ],
+)
 def test_a_fit_that_goes_on_is_the_fit_that_was_not_stopped(
-    tiny_model_path: str, tmp_path: Path, stop: int, accumulate: int
+    tiny_model_path: str, tmp_path: Path, stop: int, accumulate: int, options: dict[str, Any]
 ) -> None:
-    options = {"accumulate_grad_batches": accumulate}
+    options = {"accumulate_grad_batches": accumulate, **options}
     whole = fit(tmp_path / "whole", SFT(tiny_model_path, **QUICK), Checkpoints(), **options)
-    assert len(whole.seen) == 12
+    assert len(whole.seen) == options.get("max_steps", 12)
     folder = tmp_path / "stopped"
     with pytest.raises(StoppedError):
         fit(folder, SFT(tiny_model_path, **QUICK), StopAt(stop), Checkpoints(every_n_steps=1), **options)
