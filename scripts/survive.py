@@ -86,7 +86,7 @@ class Reference:
 
 
 def config(model: Path, method: str) -> dict[str, Any]:
-    """Three epochs of three steps, with two validations in each and checkpoints between them."""
+    """Two epochs of three batches, with a validation in each and checkpoints between them."""
     options = {
         "model_name_or_path": str(model),
         "max_new_tokens": 6,
@@ -104,7 +104,7 @@ def config(model: Path, method: str) -> dict[str, Any]:
         "trainer": {
             "accelerator": "cpu",
             "precision": "32-true",
-            "max_epochs": 2 if METHODS[method].get("updates_per_rollout") else 3,
+            "max_epochs": 2,
             "val_check_interval": 2,
             "enable_progress_bar": False,
             "enable_model_summary": False,

@@ -153,6 +153,7 @@ class Checkpoints(Checkpoint):
         }
         # The batch has been fetched and counted; it will be again.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
         for part in ("total", "current"):
             progress[part]["ready"] = progress[part]["completed"]
 

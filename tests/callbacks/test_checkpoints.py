@@ -88,6 +88,7 @@ def assert_same(one: Any, other: Any) -> None:
         (4, 2, {}),
         (8, 2, {}),
         (7, 1, {"check_val_every_n_epoch": None, "val_check_interval": 4}),  # counted over epochs
+        (7, 1, {"val_check_interval": 5}),  # before the last of an epoch
         (7, 1, {"max_epochs": None, "max_steps": 9}),
     ],
 )
@@ -108,6 +109,17 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_not_stopped(
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(saved(folder)[part], saved(tmp_path / "whole")[part])
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_no_gradient_is_lost_that_has_been_accumulated(tiny_model_path: str, tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 2, "val_check_interval": 3, "max_epochs": 1}
+    fit(tmp_path / "whole", SFT(tiny_model_path, **QUICK), Checkpoints(), **options)
+    folder = tmp_path / "stopped"
+    with pytest.raises(StoppedError):
+        fit(folder, SFT(tiny_model_path, **QUICK), StopAt(6), Checkpoints(), **options)
+    assert saved(folder)["global_step"] == 2  # due after three batches, which is in the middle of a step
+    fit(folder, SFT(tiny_model_path, **QUICK), Checkpoints(), ckpt=LAST, **options)
+    assert_same(saved(folder)["state_dict"], saved(tmp_path / "whole")["state_dict"])
 
 
 def test_rollouts_teacher_and_what_is_logged_rarely_go_on(tiny_model_path: str, tmp_path: Path) -> None:
