@@ -37,7 +37,7 @@ from mixsd_lightning.evaluation.suites import SUITES
 from mixsd_lightning.modules import KnowledgeModule
 from mixsd_lightning.modules.strategies import check_strategy, end_other_ranks
 from mixsd_lightning.ranks import is_first_failure, rank_and_count
-from mixsd_lightning.resume import named_run, unfinished_run
+from mixsd_lightning.resume import check_unused, named_run, unfinished_run
 from mixsd_lightning.run_folder import logged_folders, logger_options, run_folder
 from mixsd_lightning.summary import print_summary
 
@@ -102,6 +102,7 @@ class MixSDCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--resume",
+            type=bool | str,  # YAML reads `off` as a truth value
             default="auto",
             help="What fit does about a run that was killed: 'auto' goes on with the newest one of the same configuration, 'off' "
             "begins another, and a run folder or one of its checkpoints says which to go on with.",
@@ -135,27 +136,31 @@ class MixSDCLI(LightningCLI):
             raise UserError(f"--ckpt_path: there is no file or folder '{checkpoint}'; give a checkpoint of an earlier run.")
         text = self._parser(self.config.subcommand).dump(config, skip_none=False)
         self.save_config_kwargs["text"] = text
-        if self.config.subcommand == "fit" and config.resume != "off" and not config.trainer.fast_dev_run:
+        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
             self._go_on(config, yaml.safe_load(text))
 
     def _go_on(self, config: Namespace, as_written: dict[str, Any]) -> None:
         """Have the run go on with an earlier one, if there is one to go on with."""
         trainer, is_first_rank = config.trainer, rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        if config.resume == "auto":
-            folders = logged_folders(trainer.logger, trainer.default_root_dir)
-            options = logger_options(trainer.logger)
-            is_fixed = bool(options and options[0].get("version") is not None)
+        options = logger_options(trainer.logger)
+        folders = logged_folders(trainer.logger, trainer.default_root_dir)
+        is_fixed = bool(folders) and (not options or options[0].get("version") is not None)
+        found = None
+        if config.resume in (True, "auto"):
             found = unfinished_run(folders, as_written, is_fixed, is_first_rank)
-        else:
+        elif config.resume not in (False, "off"):
             found = named_run(Path(config.resume), as_written, is_first_rank)
+        elif is_fixed:
+            check_unused(folders[0])
         if found is None:
             return
         if found.checkpoint is not None:
             config.ckpt_path = str(found.checkpoint)
-        trainer.default_root_dir = str(found.folder)
+        if not options:
+            trainer.default_root_dir = str(found.folder)
         for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
-            for options in logger_options(logger):
-                options.update(Namespace(save_dir=str(found.folder.parent), name="", version=found.folder.name))
+            for its_options in logger_options(logger):
+                its_options.update(Namespace(save_dir=str(found.folder.parent), name="", version=found.folder.name))
                 if logger["class_path"].endswith("TensorBoardLogger"):
                     # What was logged behind the checkpoint will be logged again.
                     logger["dict_kwargs"] = {"purge_step": found.step + 1 if found.step else 0}

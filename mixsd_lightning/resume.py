@@ -12,6 +12,7 @@ from mixsd_lightning.errors import UserError
 from mixsd_lightning.run_folder import UNFINISHED, is_running
 from mixsd_lightning.trained import CONFIG_FILE
 
+_FOLDER_FLAGS = "--trainer.logger.init_args.version or --trainer.default_root_dir"
 _MOST_NAMED = 6
 """Differences between two configs that a message names."""
 
@@ -34,7 +35,7 @@ def unfinished_run(
     Args:
         folders: Where it may be, newest first.
         config: Of the command.
-        is_fixed: Whether the command names its folder, so that it can go nowhere else.
+        is_fixed: Whether the command names its folder, so that it can go nowhere else; then there is one.
         is_first_rank: The others of a distributed run look without a word, and do not ask who is training.
 
     Raises:
@@ -42,15 +43,14 @@ def unfinished_run(
     """
     for folder in folders:
         if not (folder / UNFINISHED).is_file():
-            if is_fixed and (folder / METRICS_FILE).exists():
-                raise UserError(
-                    f"{folder} holds a run already. Delete it, give another --trainer.logger.init_args.version, or train it "
-                    f"further with --resume {folder}."
-                )
+            if is_fixed:
+                check_unused(folder)
             continue
         problem = ""
         if is_first_rank and is_running(folder):
             problem = "is being trained by another process"
+        elif not (folder / CONFIG_FILE).is_file() and not (folder / "checkpoints").exists():
+            return continued(folder, is_first_rank)  # killed in its first second
         elif not (folder / CONFIG_FILE).is_file():
             problem = f"was not finished, but its {CONFIG_FILE} is gone"
         elif apart := differences(read_config(folder), config):
@@ -58,9 +58,22 @@ def unfinished_run(
         if not problem:
             return continued(folder, is_first_rank)
         if is_fixed:
-            raise UserError(f"{folder} {problem}. Go back to it, delete it, or give this run another folder.")
+            raise UserError(f"{folder} {problem}. Go back to that, or give this run another folder ({_FOLDER_FLAGS}).")
         _say(f"{folder} {problem}; this is a run of its own.", is_first_rank)
     return None
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder that holds the files of another run, which those of this one would be mixed with.
+
+    Raises:
+        UserError: if it does.
+    """
+    if (folder / METRICS_FILE).exists():
+        raise UserError(
+            f"{folder} holds a run already ({METRICS_FILE}). Give this one another folder ({_FOLDER_FLAGS}), or train that one "
+            f"further with --resume {folder}."
+        )
 
 
 def named_run(path: Path, config: dict[str, Any], is_first_rank: bool = True) -> Continued:

@@ -67,12 +67,12 @@ class End:
     checkpoint: dict[str, Any]
     metrics: list[dict[str, float]]
     targets: dict[str, bytes]
-    folders: list[str]
+    num_folders: int
 
     def differences(self, other: "End") -> list[str]:
         """Names of what is not the same."""
         parts = [key for key in _COMPARED if not _same(self.checkpoint.get(key), other.checkpoint.get(key))]
-        parts += [name for name in ("metrics", "targets", "folders") if getattr(self, name) != getattr(other, name)]
+        parts += [name for name in ("metrics", "targets", "num_folders") if getattr(self, name) != getattr(other, name)]
         return parts
 
 
@@ -256,13 +256,13 @@ def disturbed_run(folder: Path, reference: Reference, rng: random.Random, hits: 
 
 def end_of(folder: Path) -> End:
     """What a finished run has left."""
-    folders = sorted(str(path.relative_to(folder)) for path in (folder / "runs/tiny").iterdir())
-    run = folder / folders[0]
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # A process that is killed before it has begun leaves an empty folder.
+    folders = [path for path in sorted((folder / "runs/tiny").iterdir()) if (path / "config.yaml").is_file()]
+    checkpoint = torch.load(folders[-1] / "checkpoints/last.ckpt", weights_only=True)
+    lines = [json.loads(line) for line in (folders[-1] / "metrics.jsonl").read_text().splitlines()]
     metrics = [{tag: value for tag, value in line.items() if not tag.startswith("resources/")} for line in lines]
-    targets = {path.name: path.read_bytes() for path in (run / "targets").glob("*.jsonl")}
-    return End(checkpoint, metrics, targets, folders)
+    targets = {path.name: path.read_bytes() for path in (folders[-1] / "targets").glob("*.jsonl")}
+    return End(checkpoint, metrics, targets, len(folders))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -168,6 +168,7 @@ def test_a_folder_that_is_named_must_fit(config: str, capsys: pytest.CaptureFixt
     Path("kept.yaml").rename(RUN / "config.yaml")
     (RUN / UNFINISHED).unlink()
     assert "version_0 holds a run already" in refused(*fixed)
+    assert "version_0 holds a run already" in refused(*fixed, "--resume", "off")
     assert "'nowhere' is no run folder" in refused("--resume", "nowhere")
     assert steps() == [0, 1]
 
