@@ -220,10 +220,8 @@ def main(args: ArgsType = None) -> None:
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        fail(
-            f"{error.filename or 'a file of the run'}: {error.strerror}. Make room or give another folder "
-            "(--trainer.logger.init_args.save_dir); the same command then goes on where this one stopped."
-        )
+        what = error.filename or "A file"
+        fail(f"{what}: {error.strerror}. Make room or make it writable, and give the same command again: it goes on.")
     except ValueError as error:
         # The parser wraps what a constructor raises in an error of its own.
         cause: BaseException | None = error

@@ -95,7 +95,7 @@ def test_what_cannot_be_written_is_named(
     with monkeypatch.context() as patch:
         patch.setattr("mixsd_lightning.callbacks.run_claim.write_atomically", refuse)
         said = refusal(config, capsys)
-    assert f"runs/tiny/version_0/config.yaml: {os.strerror(number)}. Make room or give another folder" in said
+    assert f"runs/tiny/version_0/config.yaml: {os.strerror(number)}. Make room or make it writable" in said
     write_atomically(Path("x"), b"")  # and the folder of the test can be written to
 
 

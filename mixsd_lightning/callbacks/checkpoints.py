@@ -3,10 +3,10 @@
 import signal
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -55,7 +55,7 @@ class Checkpoints(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: KnowledgeModule, stage: str) -> None:  # type: ignore[override]
-        with suppress(NotImplementedError, TypeError):  # strategies that shard have files of their own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody has chosen another
             trainer.strategy.checkpoint_io = CheckpointFiles()
 
     @override
