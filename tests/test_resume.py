@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken(
 
 def test_a_folder_that_is_named_must_fit(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     fixed = ("--trainer.logger.init_args.version", "0")
-    kill_after(2, config, *fixed)
+    kill_after(3, config, *fixed)
 
     def refused(*arguments: str) -> str:
         with pytest.raises(SystemExit) as done:
@@ -161,7 +161,9 @@ def test_a_folder_that_is_named_must_fit(config: str, capsys: pytest.CaptureFixt
     assert "model.init_args.learning_rate is 0.0001 there and 0.5 here" in refused(*fixed, "--model.learning_rate", "0.5")
     lock = claim(RUN)
     assert "version_0 is being trained by another process" in refused(*fixed)
+    (RUN / "metrics.jsonl").rename("kept.jsonl")  # the other has just begun
     assert "Another process is training in runs/tiny/version_0" in refused(*fixed, "--resume", "off")
+    Path("kept.jsonl").rename(RUN / "metrics.jsonl")
     lock.release()
     (RUN / "config.yaml").rename("kept.yaml")
     assert "its config.yaml is gone" in refused(*fixed)
@@ -170,7 +172,7 @@ def test_a_folder_that_is_named_must_fit(config: str, capsys: pytest.CaptureFixt
     assert "version_0 holds a run already" in refused(*fixed)
     assert "version_0 holds a run already" in refused(*fixed, "--resume", "off")
     assert "'nowhere' is no run folder" in refused("--resume", "nowhere")
-    assert steps() == [0, 1]
+    assert steps() == [0, 1, 2]
 
 
 def test_what_is_running_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
