@@ -10,8 +10,6 @@ _T = TypeVar("_T")
 
 _FAILURES = "mixsd_lightning/failures"
 
-_T = TypeVar("_T")
-
 
 def rank_and_count() -> tuple[int, int]:
     """The number of this rank and of all ranks; ``(0, 1)`` without any."""
@@ -26,15 +24,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.to("cuda") if dist.get_backend() == "nccl" else tensor.clone()
     dist.all_reduce(total)
     return total.to(tensor.device)
-
-
-def gather(value: _T) -> list[_T]:
-    """What every rank gives, in the order of ranks."""
-    _, count = rank_and_count()
-    values = [value] * count
-    if count > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def all_ranks(condition: bool) -> bool:

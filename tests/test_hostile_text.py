@@ -99,7 +99,7 @@ def test_every_target_is_its_text_and_the_end_of_the_turn(encoder: ChatEncoder, 
 
 def test_held_out_text_has_no_special_token_of_its_own(encoder: ChatEncoder) -> None:
     for text in HOSTILE:
-        assert len(specials(encoder, paragraph_ids(encoder, text)[0].tolist())) == 1  # its beginning
+        assert len(specials(encoder, paragraph_ids(encoder, text, 8192)[0].tolist())) == 1  # its beginning
 
 
 @pytest.mark.parametrize("answer_format", NAMING_FORMATS)

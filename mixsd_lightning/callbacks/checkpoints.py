@@ -17,7 +17,7 @@ from mixsd_lightning.checkpoint_io import LAST, CheckpointFiles, put_last, remov
 from mixsd_lightning.errors import require
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.random_state import random_state, set_random_state
-from mixsd_lightning.ranks import gather, rank_and_count
+from mixsd_lightning.ranks import gathered, rank_and_count
 from mixsd_lightning.run_folder import run_folder
 
 TERMINATED = 128 + 15
@@ -104,7 +104,7 @@ class Checkpoints(Checkpoint):
         saves = self._is_due or (self.every_n_steps and step % self.every_n_steps == 0)
         waited = time.monotonic() - self._saved_at
         saves = saves or (self.every_n_minutes and waited >= 60 * self.every_n_minutes) or self._stops
-        wishes = [max(wish) for wish in zip(*gather((bool(self._stops), bool(saves))), strict=True)]
+        wishes = [max(wish) for wish in zip(*gathered((bool(self._stops), bool(saves))), strict=True)]
         return wishes[0], wishes[1] and step > self._saved_step
 
     @override
@@ -146,7 +146,7 @@ class Checkpoints(Checkpoint):
             return
         loop = trainer.fit_loop.epoch_loop
         checkpoint["start"] = {
-            "random": gather(random_state()),
+            "random": gathered(random_state()),
             # A tag that is logged at some steps alone stays in the metrics until it is logged again.
             "metrics": {tag: value.detach().clone() for tag, value in trainer.callback_metrics.items()},
             "logged": loop._batches_that_stepped,

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from mixsd_lightning.callbacks.energy import EnergyMeter
 from mixsd_lightning.modules.base import KnowledgeModule
-from mixsd_lightning.ranks import gather, rank_and_count
+from mixsd_lightning.ranks import gathered, rank_and_count
 
 
 class Resources(Callback):
@@ -83,7 +83,7 @@ class Resources(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._meter is not None:
             self._read_clock()
-        return {"spent": gather(dict(self._spent))}
+        return {"spent": gathered(dict(self._spent))}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

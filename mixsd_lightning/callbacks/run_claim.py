@@ -11,7 +11,7 @@ from typing_extensions import override
 from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.errors import UserError
-from mixsd_lightning.ranks import gather
+from mixsd_lightning.ranks import gathered
 from mixsd_lightning.run_folder import UNFINISHED, claim, is_of_run, run_folder
 
 
@@ -42,7 +42,7 @@ class RunClaim(SaveConfigCallback):
                     (folder / METRICS_FILE).unlink(missing_ok=True)  # it begins again
             except UserError as error:
                 problem = str(error)
-        if stage == "fit" and len(set(gather(self.config.get("ckpt_path")))) > 1:
+        if stage == "fit" and len(set(gathered(self.config.get("ckpt_path")))) > 1:
             problem = f"The ranks disagree about what {folder} goes on from. Start all of them again."
         if problem := trainer.strategy.broadcast(problem):
             raise UserError(problem)

@@ -6,6 +6,7 @@ Shapes: B batch, L sequence.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor

@@ -61,8 +61,12 @@ def test_a_target_is_its_bytes_and_its_end(encoder: ChatEncoder, text: str) -> N
 @cases(400)
 @given(EXAMPLES)
 def test_what_the_expert_sees_more_is_the_knowledge(example: Example) -> None:
-    (naive,), (expert,) = naive_context(example), expert_context(example)
+    (naive,), (*earlier, expert) = naive_context(example), expert_context(example)
     assert naive == Message("user", example.prompt)
+    if example.expert_context == "earlier_turn":
+        assert (earlier, expert) == ([naive, Message("assistant", example.target)], naive)
+        return
+    assert not earlier
     template = EXPERT_CONTEXTS[example.expert_context] if example.expert_context else None
     assert example.prompt in expert.content
     assert example.target in expert.content or example.fact in expert.content
