@@ -230,6 +230,8 @@ class KnowledgeModule(LightningModule, ABC):
         self._step_guard.check(
             self.student.parameters(), self.trainer.global_step, self.trainer.current_epoch, scaler and scaler.get_scale()
         )
+        if owns_gradients(self.trainer):  # of a loss that was divided
+            return
         num_tokens = float(self._num_target_tokens)
         for parameter in self.student.parameters():
             if num_tokens == 0:

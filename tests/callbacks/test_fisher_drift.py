@@ -1,15 +1,11 @@
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
-from conftest import make_tiny_model
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import distributed
 
 from mixsd_lightning import SFT, FisherDrift, KGFact
 from mixsd_lightning.callbacks import fisher_drift
@@ -17,7 +13,6 @@ from mixsd_lightning.callbacks.fisher_drift import drift_tags
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.evaluation.fisher import diagonal_fisher, fisher_sequences, visit_gradients
 from mixsd_lightning.models import effective_parameters, load_student
-from mixsd_lightning.sharding import shard
 
 
 def make_method(model: str, **options: Any) -> SFT:
@@ -129,39 +124,3 @@ def test_a_fit_logs_numbers_and_a_heat_map(tiny_model_path: str, tmp_path: Path)
     events.Reload()
     assert [event.step for event in events.Images("drift/fisher_by_layer")] == [2]
     assert [event.step for event in events.Histograms("drift/fisher_of_layers")] == [2]
-
-
-# --- several ranks -----------------------------------------------------------------------------------------------------
-
-
-def measure_rank(rank: int, is_sharded: bool, model_path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    fisher_drift.cached_tensors = lambda kind, depends_on, compute: compute()  # type: ignore[assignment]
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    method = make_method(model_path)
-    if is_sharded:
-        shard(method.student, "cpu")
-    drift = FisherDrift(num_sequences=3)
-    drift.prepare(method)
-    with torch.no_grad():
-        for parameter in method.student.parameters():
-            parameter.mul_(1.01)
-    torch.save(drift_tags(drift.moves(method.student)), f"{folder}/{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_two_ranks_measure_what_one_does(tmp_path: Path, is_sharded: bool) -> None:
-    make_tiny_model(tmp_path / "model")
-    method = make_method(str(tmp_path / "model"))
-    drift = FisherDrift(num_sequences=3)
-    drift.prepare(method)
-    with torch.no_grad():
-        for parameter in method.student.parameters():
-            parameter.mul_(1.01)
-    expected = drift_tags(drift.moves(method.student))
-    torch.multiprocessing.spawn(measure_rank, (is_sharded, str(tmp_path / "model"), str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(expected, rel=1e-4)
