@@ -13,6 +13,7 @@ from rich import get_console
 
 from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE, read_metrics
+from mixsd_lightning.checkpoint_io import PREVIOUS
 from mixsd_lightning.progress import Progress
 from mixsd_lightning.run_folder import UNFINISHED
 
@@ -69,10 +70,12 @@ def _run(run: Run, folder: Path) -> None:
         write_atomically(unfinished / _ARGUMENTS, json.dumps(run.arguments).encode())
     logger = {"save_dir": unfinished.parent, "name": "null", "version": run.name}
     flags = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]
+    flags.append("--checkpoint.final_weights_only=true")  # there are many runs, and nobody trains them further
     command = [sys.executable, "-m", "mixsd_lightning", "fit", *run.arguments, *flags]
     log = unfinished / "log.txt"
     with log.open("a") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "120"})
     if done.returncode:
         sys.exit("\n".join([*log.read_text().splitlines()[-5:], f"error: {run.name} failed; {log} has the rest."]))
+    (unfinished / "checkpoints" / PREVIOUS).unlink(missing_ok=True)
     unfinished.rename(target)

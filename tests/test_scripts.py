@@ -82,6 +82,7 @@ def test_a_run_that_was_killed_goes_on(config: str, tmp_path: Path) -> None:
     assert [line["step"] for line in found["one"]] == [1, 2, 3]
     assert found["one"][0] == first
     assert "from step 1 (previous.ckpt)" in (tmp_path / "grid/one/log.txt").read_text()
+    assert [path.name for path in (tmp_path / "grid/one/checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:
