@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixsd_lightning.callbacks.metrics_file import METRICS_FILE
 from mixsd_lightning.checkpoint_io import LAST, PREVIOUS, remove, steps_of_resumable
 from mixsd_lightning.errors import UserError
 from mixsd_lightning.run_folder import UNFINISHED, is_running
 from mixsd_lightning.trained import CONFIG_FILE
+from mixsd_lightning.untrusted import read_yaml
 
 _FOLDER_FLAGS = "--trainer.logger.init_args.version or --trainer.default_root_dir"
 _MOST_NAMED = 6
@@ -121,9 +120,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}. Mend it, or give --resume off.") from error
+        config = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}, or give --resume off.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is no config of a run. Mend it, or give --resume off.")
     return config
