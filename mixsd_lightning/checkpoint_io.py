@@ -43,9 +43,9 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        # On the CPU unless told otherwise; what is read is copied to where it belongs.
+        # On the CPU unless told otherwise; what is read is copied to where it belongs. Never more than weights and plain values.
         where: Any = map_location or "cpu"
-        return _read(Path(path), map_location=where, weights_only=weights_only is not False)
+        return _read(Path(path), map_location=where)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -61,8 +61,8 @@ def steps_of_resumable(path: Path) -> int:
     if is_sharded_checkpoint(path):
         if not (path / OTHERS_FILE).is_file():
             raise UserError(f"The checkpoint {path} is damaged: it has no {OTHERS_FILE}.")
-        return int(_read(path / OTHERS_FILE, map_location="cpu", weights_only=True)["global_step"])
-    checkpoint = _read(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(_read(path / OTHERS_FILE, map_location="cpu")["global_step"])
+    checkpoint = _read(path, map_location="cpu", mmap=True)
     with zipfile.ZipFile(path) as file:
         if (damaged := file.testzip()) is not None:
             raise UserError(f"The checkpoint {path} is damaged ({damaged}){_instead(path)}.")
@@ -98,7 +98,7 @@ def _read(path: Path, **options: Any) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}.")
     try:
-        checkpoint = torch.load(path, **options)
+        checkpoint = torch.load(path, weights_only=True, **options)
         _ = checkpoint["global_step"]
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -107,6 +107,9 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> None:
     """Put a LoRA adapter on all linear layers but the head, and freeze everything else.
 
+    It begins at random, by the seed of torch's generator alone: what was drawn before, which differs between strategies, does not
+    change it.
+
     Raises:
         UserError: if peft is not installed.
     """
@@ -117,7 +120,9 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> None:
             "--model.lora_rank needs peft, which is not installed: pip install 'mixsd_lightning[lora]', or leave "
             "--model.lora_rank at 0 to train all weights."
         ) from error
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
 
 
 @contextmanager

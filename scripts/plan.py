@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Of the machine that this is planned on, where the config says nothing.
         precision=trainer.precision or default_precision("auto"),
         lora_rank=method.lora_rank,
-        gradient_checkpointing=method.gradient_checkpointing,
+        gradient_checkpointing=method.student_settings.gradient_checkpointing,
         tokens=texts.largest_batch,
         accumulates=trainer.accumulate_grad_batches > 1,
         devices=num_devices,
@@ -180,7 +180,8 @@ def texts_of(method: KnowledgeModule, corpus: CorpusDataModule) -> Texts:
     # Items of similar length share a batch, so the longest are together.
     longest = sorted((prompt + target for prompt, _, target in counted), reverse=True)
     rows = list(islice(longest, corpus.batch_size))
-    is_shared = prompts and not method.gradient_checkpointing and not method.compile_student
+    student = method.student_settings
+    is_shared = prompts and not student.gradient_checkpointing and not student.compile
     shared = common_prefix_length(prompts) if is_shared and len(prompts) > 1 else 0
     prompt, expert, target = (sum(column) / len(counted) for column in zip(*counted, strict=True))
     largest = len(rows) * (rows[0] - shared) + shared

@@ -46,6 +46,20 @@ def test_a_new_adapter_changes_nothing_and_alone_is_trained(tiny_model: PreTrain
 
 
 @torch.no_grad()
+def test_an_adapter_begins_by_the_seed_alone(tiny_model_path: str) -> None:
+    def adapter(seed: int, num_drawn: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        torch.rand(num_drawn)
+        state = torch.get_rng_state()
+        model = load_student(tiny_model_path)
+        add_lora(model, 2, 4)
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([value.flatten() for name, value in model.named_parameters() if ".lora_A" in name])
+
+    assert torch.equal(adapter(1, 0), adapter(1, 5))
+    assert not torch.equal(adapter(1, 0), adapter(2, 0))
+
+
 def test_the_model_without_its_adapter_is_the_base_model(tiny_model: PreTrainedModel, adapted: PreTrainedModel) -> None:
     base, changed = tiny_model.eval()(IDS).logits, adapted(IDS).logits
     assert not torch.allclose(base, changed)

@@ -33,9 +33,10 @@ def folder(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     arguments = (tiny_model_path, str(text), str(folder), port)
     spawn = torch.multiprocessing.get_context("spawn")
     ranks = [spawn.Process(target=two_ranks.run_rank, args=(rank, *arguments)) for rank in range(2)]
-    for process in ranks:
-        process.start()
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PL_GLOBAL_SEED", raising=False)  # of another test: Lightning would seed the two again, and not the one
+        for process in ranks:
+            process.start()
         patch.setenv(CACHE_VARIABLE, str(folder / "other cache"))
         torch.save(two_ranks.fit_all(tiny_model_path, str(text), folder / "alone"), folder / "alone-0.pt")
     deadline = time.monotonic() + 600

@@ -185,10 +185,9 @@ class KnowledgeModule(LightningModule, ABC):
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         # The optimizer's state holds the learning rate that it was saved with; what this run was told wins.
         schedules = checkpoint.get("lr_schedulers", [])
-        if "optimizer_states" in checkpoint:
-            optimizers = checkpoint["optimizer_states"]
-        else:  # strategies that shard have restored them by now
-            optimizers = [{"param_groups": optimizer.param_groups} for optimizer in self.trainer.optimizers if schedules]
+        optimizers = checkpoint.get("optimizer_states", [])
+        if schedules and not optimizers:  # strategies that shard have restored them by now
+            optimizers = [{"param_groups": optimizer.param_groups} for optimizer in self.trainer.optimizers]
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             schedule["base_lrs"] = [self.learning_rate] * len(schedule["base_lrs"])
             for group in optimizer["param_groups"]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from mixsd_lightning.context import ChatEncoder, naive_context
 from mixsd_lightning.data.base import CorpusDataModule
@@ -46,7 +47,11 @@ class FakeMethod:
 
 def serve(corpus: CorpusDataModule, method: object) -> CorpusDataModule:
     corpus.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=method, world_size=1, global_rank=0, accumulate_grad_batches=1
+        lightning_module=method,
+        world_size=1,
+        global_rank=0,
+        accumulate_grad_batches=1,
+        fit_loop=Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop,
     )
     return corpus
 

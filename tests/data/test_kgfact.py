@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from corpus_checks import wrong_targets
+from lightning.pytorch import Trainer
 
 from mixsd_lightning.context import INSTRUCTIONS, NAMING_FORMATS, ChatEncoder
 from mixsd_lightning.data.kgfact import KGFact
@@ -253,7 +254,11 @@ def test_the_train_split_is_taught(train_split: str, encoder: ChatEncoder) -> No
     chosen = KGFact(train_split=train_split)
     method = SimpleNamespace(encoder=encoder, training_items=training_items, collate=list, updates_per_batch=1)
     chosen.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=method, world_size=1, global_rank=0, accumulate_grad_batches=1
+        lightning_module=method,
+        world_size=1,
+        global_rank=0,
+        accumulate_grad_batches=1,
+        fit_loop=Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop,
     )
     chosen.train_dataloader()
     assert taught == corpus().split(train_split)
