@@ -148,7 +148,9 @@ def print_markdown(rows: Sequence[Row]) -> None:
 def main(corpus: str, options: argparse.Namespace) -> None:
     """All runs, the table, and the file."""
     folder = Path(options.folder) / corpus
-    methods: dict[str, dict[str, Any]] = {"SFT": {"method": "SFT"}, "OPSD": {"method": "OPSD"}}
+    # The config has UniSD*'s teacher and mask, which OPSD has, too.
+    plain = {"teacher": OFF["teacher"], "mask_truncated": OFF["mask_truncated"]}
+    methods: dict[str, dict[str, Any]] = {"SFT": {"method": "SFT"}, "OPSD": {"method": "OPSD", **plain}}
     trials = {
         (name, rate): run_of(corpus, options, f"{name} {rate:g}", "validation", options.seeds[0], learning_rate=rate, **chosen)
         for name, chosen in methods.items()
