@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from fuzz_cases import CLEAN_TEXTS, TEXTS, VALUES, cases, mutated
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixsd_lightning.cli import explain
@@ -65,6 +65,8 @@ def settings_of_others(draw: st.DrawFn) -> Any:
     st.lists(st.sampled_from(YAML_PIECES), max_size=10).map("".join)
     | st.text(max_size=10).map(lambda t: t.encode(errors="ignore").decode())
 )
+@example("!!int ")
+@example("!!float ")
 def test_any_yaml_is_plain_values_or_an_error_in_words(folder: Path, text: str) -> None:
     path = folder / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from corpus_files import FOLDERS, SMALL, small_corpus, write_corpus_files
 from fuzz_cases import CLEAN_TEXTS, ODD_VALUES, VALUES, cases, mutated
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixsd_lightning.callbacks.metrics_file import read_metrics
@@ -121,11 +121,11 @@ def test_any_facts_are_examples_or_an_error_in_words(folder: Path, records: list
         except UserError as error:
             assert "facts.jsonl" in str(error)
             return
-    for example in examples:
-        assert example.question.strip() and example.answer.strip() and example.target.strip() and example.fact.strip()
-        assert example.question in example.prompt
-        json.dumps(vars(example), ensure_ascii=False).encode()
-        assert max(map(len, (example.question, example.answer))) <= 20_000
+    for one in examples:
+        assert one.question.strip() and one.answer.strip() and one.target.strip() and one.fact.strip()
+        assert one.question in one.prompt
+        json.dumps(vars(one), ensure_ascii=False).encode()
+        assert max(map(len, (one.question, one.answer))) <= 20_000
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +179,9 @@ def test_a_record_of_any_corpus_may_be_anything(
         except UserError as error:
             assert str(error).startswith("--data")
             return
-    for example in [example for examples in splits.values() for example in examples]:
-        assert example.prompt.strip() and example.target.strip()
-        json.dumps(vars(example), ensure_ascii=False).encode()
+    for one in [one for examples in splits.values() for one in examples]:
+        assert one.prompt.strip() and one.target.strip()
+        json.dumps(vars(one), ensure_ascii=False).encode()
 
 
 TAGS = st.sampled_from(["step", "memorization/train", "drift/l2", "x", "é", "\u202e"])
@@ -189,6 +189,8 @@ TAGS = st.sampled_from(["step", "memorization/train", "drift/l2", "x", "é", "\u
 
 @cases(300)
 @given(st.lists(st.dictionaries(TAGS, VALUES, max_size=3) | VALUES, max_size=3), st.binary(max_size=4))
+@example([{"step": 10**400}], b"")
+@example([{"step": 1, "x": 10**400}], b"")
 def test_metrics_are_numbers_or_an_error_in_words(folder: Path, lines: list[Any], tail: bytes) -> None:
     path = folder / "metrics.jsonl"
     path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + tail)
