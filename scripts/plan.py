@@ -222,10 +222,8 @@ def phases_of(
 
     phases = []
     if isinstance(method, MixSD):
-        written = work.attempts * texts.target * method.target_settings.num_generations
-        rounds = math.ceil(texts.count / method.generation_batch_size)
-        tokens = texts.count * (texts.prompt + texts.expert_prompt + 2 * written)
-        phases.append(forward("targets", tokens, texts.expert_prompt, texts.count * 2 * written, rounds * written))
+        attempts = work.attempts * method.target_settings.num_generations
+        phases.append(targets_phase(shape, texts, attempts, method.generation_batch_size, storage.compute, device))
     num_items = work.num_steps * work.examples_per_step * rollouts
     if isinstance(method, OPSD):
         written = num_items * texts.target
@@ -234,17 +232,41 @@ def phases_of(
         phases.append(forward("rollouts", tokens, texts.prompt, written, work.num_steps * rounds * texts.target))
         tokens = num_items * (texts.expert_prompt + texts.target)
         phases.append(forward("teacher", tokens, texts.expert_prompt, written))
+    phases.append(training_phase(shape, texts, num_items, training.lora_rank, training.gradient_checkpointing, device))
     length = texts.prompt + texts.target
-    flops = training_flops(
-        shape, num_items * length, length, num_items * texts.target, training.lora_rank, training.gradient_checkpointing
-    )
-    phases.append(Phase("training", num_items * length, flops, device.seconds(flops)))
     asked = sum(len(corpus.eval_examples(split)) for split in corpus.eval_splits) * work.num_validations
     rounds = math.ceil(asked / corpus.eval_batch_size)
     phases.append(forward("answers", asked * length, length, asked * texts.target, rounds * texts.target))
     retained = float(RETENTION_TOKENS * work.num_validations)
     phases.append(forward("retention", retained, 60, retained / 4, 60 * work.num_validations))
     return phases
+
+
+def targets_phase(shape: Shape, texts: Texts, attempts: float, rows: int, weight_bytes: int, device: Device) -> Phase:
+    """Writing MixSD's targets.
+
+    Args:
+        shape: Of the model.
+        texts: What is taught.
+        attempts: For each example.
+        rows: Examples in flight. A forward pass reads all weights and brings each of them a token further, in both contexts.
+        weight_bytes: Of a weight.
+        device: Which does it.
+    """
+    written = attempts * texts.target
+    tokens = texts.count * (texts.prompt + texts.expert_prompt + 2 * written)
+    flops = forward_flops(shape, tokens, texts.expert_prompt, texts.count * 2 * written)
+    passes = math.ceil(texts.count / rows) * written
+    return Phase("targets", tokens, flops, device.seconds(flops, passes, float(shape.num_parameters * weight_bytes)))
+
+
+def training_phase(
+    shape: Shape, texts: Texts, num_items: int, lora_rank: int, gradient_checkpointing: bool, device: Device
+) -> Phase:
+    """Forward and backward passes of so many items."""
+    length = texts.prompt + texts.target
+    flops = training_flops(shape, num_items * length, length, num_items * texts.target, lora_rank, gradient_checkpointing)
+    return Phase("training", num_items * length, flops, device.seconds(flops))
 
 
 def show(

@@ -8,13 +8,12 @@ Facts are as long as KGFact's. Targets are written once (two contexts, `--attemp
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
-from plan import Device, duration
+from plan import Device, Phase, Texts, duration, targets_phase, training_phase
 from transformers import LlamaConfig
 
-from mixsd_lightning.sizes import Shape, Training, forward_flops, memory_of, shape_by_name, shape_of, training_flops
+from mixsd_lightning.sizes import Shape, Training, memory_of, shape_by_name, shape_of
 
 LLAMA_70B = LlamaConfig(
     vocab_size=128256,
@@ -29,62 +28,26 @@ LLAMA_70B = LlamaConfig(
 BF16 = 2
 """Bytes of a weight while targets are written."""
 LORA_RANK = 64
+PROMPT, EXPERT_PROMPT, TARGET = 52, 69, 18
+"""Mean tokens over KGFact-Small with the built-in model's tokenizer."""
+BATCH_SIZE = 16
+"""Facts that a device trains at once."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is taught. Lengths are means over KGFact-Small with the built-in model's tokenizer."""
+def phases_of(shape: Shape, num_facts: int, attempts: float, epochs: int, rows: int, device: Device) -> tuple[Phase, Phase]:
+    """Writing the targets of so many facts, and training on them with gradient checkpointing.
 
-    count: int
-    prompt: int = 52
-    expert_prompt: int = 69
-    target: int = 18
-    attempts: float = 7.0
-    """For each target."""
-    epochs: int = 10
-
-    @property
-    def written_tokens(self) -> float:
-        """Forward tokens of writing all targets: both prompts, and every attempt in both contexts."""
-        return self.count * (self.prompt + self.expert_prompt + 2 * self.attempts * self.target)
-
-    @property
-    def trained_tokens(self) -> float:
-        """Of all epochs."""
-        return float(self.epochs * self.count * (self.prompt + self.target))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What teaching some facts to a model takes, on any number of equal devices."""
-
-    shape: Shape
-    facts: Facts
-
-    @property
-    def writing_flops(self) -> float:
-        """Of all targets; the head is asked for every token that is attempted, in both contexts."""
-        attempted = 2 * self.facts.count * self.facts.attempts * self.facts.target
-        return forward_flops(self.shape, self.facts.written_tokens, self.facts.expert_prompt, attempted)
-
-    @property
-    def training_flops(self) -> float:
-        """Of all epochs, with every activation computed twice (gradient checkpointing)."""
-        length = self.facts.prompt + self.facts.target
-        predicted = self.facts.epochs * self.facts.count * self.facts.target
-        return training_flops(self.shape, self.facts.trained_tokens, length, predicted, gradient_checkpointing=True)
-
-    def seconds(self, device: Device, rows: int) -> tuple[float, float]:
-        """Time of writing targets and of training.
-
-        Args:
-            device: All devices together: nothing is lost between them, as facts are shared out and gradients are few.
-            rows: Facts that a device has in flight while targets are written. A forward pass reads all weights and brings each of
-                them a token further, in both contexts.
-        """
-        passes = self.facts.count / rows * self.facts.attempts * self.facts.target
-        writing = device.seconds(self.writing_flops, passes, self.shape.num_parameters * BF16)
-        return writing, device.seconds(self.training_flops)
+    Args:
+        shape: Of the model.
+        num_facts: What is taught.
+        attempts: For each target.
+        epochs: Of training.
+        rows: Facts that a device has in flight while targets are written.
+        device: All devices together: nothing is lost between them, as facts are shared out and gradients are few.
+    """
+    texts = Texts(num_facts, PROMPT, EXPERT_PROMPT, TARGET, BATCH_SIZE * (PROMPT + TARGET), is_estimated=True)
+    targets = targets_phase(shape, texts, attempts, rows, BF16, device)
+    return targets, training_phase(shape, texts, epochs * num_facts, 0, True, device)
 
 
 def peak_memory(shape: Shape, devices: int, lora_rank: int = 0) -> int:
@@ -93,7 +56,7 @@ def peak_memory(shape: Shape, devices: int, lora_rank: int = 0) -> int:
         precision="bf16-true",
         lora_rank=lora_rank,
         gradient_checkpointing=True,
-        tokens=16 * (Facts.prompt + Facts.target),
+        tokens=BATCH_SIZE * (PROMPT + TARGET),
         devices=devices,
         strategy="sharded" if devices > 1 else "single",
     )
@@ -113,19 +76,17 @@ def print_memory(shapes: Mapping[str, Shape], devices: Sequence[int], capacity: 
         _print_row(name, *(cell(shape, number, rank) for number in devices for rank in (0, LORA_RANK)))
 
 
-def print_times(estimates: Mapping[str, Sequence[Estimate]], devices: Sequence[int], one: Device, rows: int) -> None:
+def print_times(rows: Iterable[tuple[str, int, Sequence[tuple[Phase, Phase]]]], devices: Sequence[int]) -> None:
     """A row for each model and number of facts: tokens, operations, and the time of both parts on so many devices."""
     _print_row(
         "model", "facts", "tokens written", "trained", "operations", *(f"{number}: targets | training" for number in devices)
     )
     _print_row(*["---"] * (5 + 2 * len(devices)))
-    for name, several in estimates.items():
-        for each in several:
-            flops = each.writing_flops + each.training_flops
-            counts = (each.facts.count, each.facts.written_tokens, each.facts.trained_tokens, flops)
-            together = (Device(one.teraflops * number, one.utilisation, one.bandwidth * number) for number in devices)
-            times = (duration(seconds) for device in together for seconds in each.seconds(device, rows))
-            _print_row(name, *(f"{count:.1e}".replace("e+0", "e").replace("e+", "e") for count in counts), *times)
+    for name, num_facts, found in rows:
+        targets, training = found[0]
+        counts = (num_facts, targets.tokens, training.tokens, targets.flops + training.flops)
+        written = (f"{count:.1e}".replace("e+0", "e").replace("e+", "e") for count in counts)
+        _print_row(name, *written, *(duration(phase.seconds) for phases in found for phase in phases))
 
 
 def _print_row(*cells: str) -> None:
@@ -137,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=float, nargs="+", default=[1e4, 1e5, 1e6, 1e7])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--attempts", type=float, default=Facts.attempts, help="of each target (default: 7, measured at 0.3)")
-    parser.add_argument("--epochs", type=int, default=Facts.epochs)
+    parser.add_argument("--attempts", type=float, default=7.0, help="of each target (default: 7, measured at 0.3)")
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rows", type=int, default=256, help="facts that a device has in flight while targets are written")
     parser.add_argument("--teraflops", type=float, default=Device.teraflops, help="of a device (default: 312, A100 in bf16)")
     parser.add_argument(
@@ -148,12 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", type=float, default=80.0, help="GB of a device (default: 80)")
     options = parser.parse_args(arguments)
     shapes = {name: shape_by_name(f"Qwen/Qwen3-{name}") for name in ("1.7B", "8B")} | {"70B": shape_of(LLAMA_70B)}
-    jobs = [Facts(int(count), attempts=options.attempts, epochs=options.epochs) for count in options.facts]
     print_memory(shapes, options.devices, options.memory)
     print()
-    device = Device(options.teraflops, options.utilisation, options.bandwidth)
-    estimates = {name: [Estimate(shape, facts) for facts in jobs] for name, shape in shapes.items()}
-    print_times(estimates, options.devices, device, options.rows)
+    together = [
+        Device(options.teraflops * number, options.utilisation, options.bandwidth * number) for number in options.devices
+    ]
+    rows = (
+        (
+            name,
+            int(count),
+            [phases_of(shape, int(count), options.attempts, options.epochs, options.rows, device) for device in together],
+        )
+        for name, shape in shapes.items()
+        for count in options.facts
+    )
+    print_times(rows, options.devices)
 
 
 if __name__ == "__main__":

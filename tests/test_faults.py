@@ -7,37 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from short_runs import RUN, short_run
 
 from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.callbacks import MetricsFile
 from mixsd_lightning.cli import main
 from mixsd_lightning.resume import read_config
 
-RUN = Path("runs/tiny/version_0")
-
 
 @pytest.fixture
 def config(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run of two steps, each validated, in an empty working folder."""
-    model = {"model_name_or_path": tiny_model_path, "max_new_tokens": 4, "on_reject": "gold", "max_attempts": 1}
-    settings: dict[str, Any] = {
-        "model": {"class_path": "MixSD", "init_args": model},
-        "data": {"class_path": "KGFact", "init_args": {"num_domains": 2, "num_entities": 2, "eval_splits": ["train"]}},
-        "drift": {"num_sequences": 1},
-        "retention": {"suites": ["probe"]},
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 2,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "tiny"}},
-        },
-    }
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    return str(tmp_path / "config.yaml")
+    """A run of two steps."""
+    return short_run(tmp_path, monkeypatch, 2, "MixSD", model_name_or_path=tiny_model_path, on_reject="gold", max_attempts=1)
 
 
 def refusal(config: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

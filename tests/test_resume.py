@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from short_runs import RUN, short_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixsd_lightning.callbacks import MetricsFile
@@ -18,7 +18,6 @@ from mixsd_lightning.resume import continued, differences, unfinished_run
 from mixsd_lightning.run_folder import UNFINISHED, claim
 
 ROOT = Path(__file__).parents[1]
-RUN = Path("runs/tiny/version_0")
 
 
 class KilledError(Exception):
@@ -27,24 +26,8 @@ class KilledError(Exception):
 
 @pytest.fixture
 def config(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run of three steps, each validated, in an empty working folder."""
-    settings: dict[str, Any] = {
-        "model": {"class_path": "SFT", "init_args": {"model_name_or_path": tiny_model_path, "max_new_tokens": 4}},
-        "data": {"class_path": "KGFact", "init_args": {"num_domains": 2, "num_entities": 2, "eval_splits": ["train"]}},
-        "drift": {"num_sequences": 1},
-        "retention": {"suites": ["probe"]},
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 3,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "tiny"}},
-        },
-    }
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mixsd_lightning"])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    return str(tmp_path / "config.yaml")
+    """A run of three steps."""
+    return short_run(tmp_path, monkeypatch, 3, "SFT", model_name_or_path=tiny_model_path)
 
 
 def kill_after(validation: int, config: str, *arguments: str) -> None:

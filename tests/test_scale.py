@@ -2,7 +2,7 @@
 
 import pytest
 from plan import Device
-from scale import Estimate, Facts, main, peak_memory
+from scale import TARGET, main, peak_memory, phases_of
 
 from mixsd_lightning.sizes import Shape, shape_by_name
 
@@ -14,27 +14,25 @@ def shape() -> Shape:
 
 
 def test_work_grows_with_the_facts_and_shrinks_with_the_devices(shape: Shape) -> None:
-    small, large = (Estimate(shape, Facts(count)) for count in (1000, 50_000))
     one, eight = Device(), Device(8 * Device.teraflops, Device.utilisation, 8 * Device.bandwidth)
-    for slow, fast in zip(large.seconds(one, 256), large.seconds(eight, 256), strict=True):
-        assert slow == pytest.approx(8 * fast)
-    for many, few in zip(large.seconds(one, 256), small.seconds(one, 256), strict=True):
-        assert many == pytest.approx(50 * few)
+    few, many = (phases_of(shape, count, 7, 10, 256, one) for count in (1000, 50_000))
+    for small, large, fast in zip(few, many, phases_of(shape, 50_000, 7, 10, 256, eight), strict=True):
+        assert large.seconds == pytest.approx(50 * small.seconds)
+        assert large.seconds == pytest.approx(8 * fast.seconds)
 
 
 def test_few_facts_in_flight_wait_for_the_weights(shape: Shape) -> None:
-    facts = Facts(1000, attempts=2)
-    alone, _ = Estimate(shape, facts).seconds(Device(), rows=1)
-    assert alone == pytest.approx(1000 * 2 * facts.target * 2 * shape.num_parameters / (Device.bandwidth * 1e9))
-    many, _ = Estimate(shape, facts).seconds(Device(), rows=1000)
-    assert many == pytest.approx(Estimate(shape, facts).writing_flops / (Device.teraflops * 1e12 * Device.utilisation))
+    alone, _ = phases_of(shape, 1000, 2, 1, 1, Device())
+    assert alone.seconds == pytest.approx(1000 * 2 * TARGET * 2 * shape.num_parameters / (Device.bandwidth * 1e9))
+    together, _ = phases_of(shape, 1000, 2, 1, 1000, Device())
+    assert together.seconds == pytest.approx(together.flops / (Device.teraflops * 1e12 * Device.utilisation))
 
 
 def test_operations_are_two_and_eight_for_each_weight_and_token(shape: Shape) -> None:
-    estimate = Estimate(shape, Facts(1000))
-    assert estimate.writing_flops == pytest.approx(2 * shape.num_parameters * estimate.facts.written_tokens, rel=0.1)
+    targets, training = phases_of(shape, 1000, 7, 10, 256, Device())
+    assert targets.flops == pytest.approx(2 * shape.num_parameters * targets.tokens, rel=0.1)
     # A forward pass, one more for the activations, and a backward pass of two.
-    assert estimate.training_flops == pytest.approx(8 * shape.num_linear * estimate.facts.trained_tokens, rel=0.1)
+    assert training.flops == pytest.approx(8 * shape.num_linear * training.tokens, rel=0.1)
 
 
 def test_sharing_needs_less_memory_and_an_adapter_less_still(shape: Shape) -> None:

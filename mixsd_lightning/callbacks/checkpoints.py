@@ -17,7 +17,7 @@ from mixsd_lightning.checkpoint_io import LAST, CheckpointFiles, put_last, remov
 from mixsd_lightning.errors import require
 from mixsd_lightning.modules.base import KnowledgeModule
 from mixsd_lightning.random_state import random_state, set_random_state
-from mixsd_lightning.ranks import gathered, rank_and_count
+from mixsd_lightning.ranks import gathered, rank_and_count, sum_over_ranks
 from mixsd_lightning.run_folder import run_folder
 
 TERMINATED = 128 + 15
@@ -104,8 +104,8 @@ class Checkpoints(Checkpoint):
         saves = self._is_due or (self.every_n_steps and step % self.every_n_steps == 0)
         waited = time.monotonic() - self._saved_at
         saves = saves or (self.every_n_minutes and waited >= 60 * self.every_n_minutes) or self._stops
-        wishes = [max(wish) for wish in zip(*gathered((bool(self._stops), bool(saves))), strict=True)]
-        return wishes[0], wishes[1] and step > self._saved_step
+        stopping, saving = sum_over_ranks(torch.tensor([bool(self._stops), bool(saves)]).int()).tolist()
+        return stopping > 0, saving > 0 and step > self._saved_step
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: KnowledgeModule) -> None:  # type: ignore[override]
