@@ -156,7 +156,7 @@ def main(corpus: str, options: argparse.Namespace) -> None:
         for name, chosen in methods.items()
         for rate in options.learning_rates
     }
-    found = run_all(list(trials.values()), folder)
+    found = run_all(list(trials.values()), folder, options.jobs)
     rates = {
         name: max(options.learning_rates, key=lambda rate: found[trials[name, rate].name][-1]["memorization/validation"])
         for name in methods
@@ -170,7 +170,7 @@ def main(corpus: str, options: argparse.Namespace) -> None:
         for seed in options.seeds
         for name, chosen in methods.items()
     }
-    found = run_all(list(runs.values()), folder)
+    found = run_all(list(runs.values()), folder, options.jobs)
     last = {name: [found[runs[name, seed].name][-1] for seed in options.seeds] for name in methods}
     base = [found[runs["SFT", seed].name][0] for seed in options.seeds]
     opsd = right_and_asked(last["OPSD"])
@@ -194,6 +194,7 @@ if __name__ == "__main__":
     parser.add_argument("--examples", type=int, help="questions of each split; the config's number by default")
     parser.add_argument("--steps", type=int, help="optimizer steps; one epoch by default")
     parser.add_argument("--batch_size", type=int, help="questions in an optimizer step; the config's number by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--csv", help="file for the numbers")
     parsed = parser.parse_args()
     main(parsed.corpus, parsed)

@@ -1,7 +1,7 @@
 """All methods on one corpus with equal budgets: base model, SFT, OPSD, MixSD over its mixing rates, and UniSD*.
 
     python scripts/compare.py --preset small     # 24 facts, one seed: about 20 minutes on two cores
-    python scripts/compare.py                    # KGFact-Small, two seeds: a night; killed, it goes on where it was
+    python scripts/compare.py --jobs 2           # KGFact-Small, two seeds: a night; killed, it goes on where it was
     python scripts/compare.py --preset kgfunc    # worked solutions
     python scripts/compare.py --preset variants  # what else was tried with MixSD on KGFact-Small
 
@@ -164,7 +164,7 @@ def run_of(
     )
 
 
-def chosen_rates(preset: Preset, folder: Path) -> dict[str, float]:
+def chosen_rates(preset: Preset, folder: Path, jobs: int = 1) -> dict[str, float]:
     """The learning rate of every method."""
     methods = {name.partition("-")[0] for name in preset.compared}
     if len(preset.learning_rates) == 1:
@@ -178,10 +178,10 @@ def chosen_rates(preset: Preset, folder: Path) -> dict[str, float]:
     }
     trials = {
         (name, rate): run_of(preset, name, TUNING_SEED, rate, settings, brief)
+        for rate in preset.learning_rates  # not side by side: the second run takes the targets of the first
         for name, settings in tuned.items()
-        for rate in preset.learning_rates
     }
-    found = run_all(list(trials.values()), folder)
+    found = run_all(list(trials.values()), folder, jobs)
 
     def score(name: str, rate: float) -> float:
         last = found[trials[name, rate].name][-1]
@@ -212,9 +212,9 @@ def write_csv(path: Path, settings: Iterable[Setting]) -> None:
             writer.writerow(row)
 
 
-def main(preset: Preset, folder: Path, csv_file: str | None) -> None:
+def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1) -> None:
     """All runs, the report, and the file."""
-    rates = chosen_rates(preset, folder / "tuning")
+    rates = chosen_rates(preset, folder / "tuning", jobs)
     runs = [
         run_of(
             preset,
@@ -228,7 +228,7 @@ def main(preset: Preset, folder: Path, csv_file: str | None) -> None:
         for seed in preset.seeds
         for number, (name, settings) in enumerate(preset.compared.items())
     ]
-    run_all(runs, folder / "runs")
+    run_all(runs, folder / "runs", jobs)
     corpora, notes = write_report([folder / "runs" / run.name for run in runs], folder / "report")
     for note in notes:
         print(f"note: {note}")
@@ -243,8 +243,10 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds of corpus, targets and rollouts; the preset's by default")
     parser.add_argument("--steps", type=int, help="optimizer steps of each run; the preset's by default")
     parser.add_argument("--folder", help="where everything goes; runs/compare-<preset> by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--csv", help="file for the numbers")
     parsed = parser.parse_args()
     chosen = PRESETS[parsed.preset]
     changes = {"seeds": tuple(parsed.seeds or chosen.seeds), "steps": parsed.steps or chosen.steps}
-    main(Preset(**{**vars(chosen), **changes}), Path(parsed.folder or f"runs/compare-{parsed.preset}"), parsed.csv)
+    folder = Path(parsed.folder or f"runs/compare-{parsed.preset}")
+    main(Preset(**{**vars(chosen), **changes}), folder, parsed.csv, parsed.jobs)

@@ -53,7 +53,7 @@ def test_finished_runs_are_not_run_again(config: str, tmp_path: Path) -> None:
 
     folder = tmp_path / "grid"
     first = [Run("one", (f"--config={config}",)), Run("two", (f"--config={config}", "--model.learning_rate=1e-3"))]
-    found = run_all(first, folder)
+    found = run_all(first, folder, jobs=2)
     assert {name: [line["step"] for line in lines] for name, lines in found.items()} == {"one": [0, 1], "two": [0, 1]}
     assert found["one"][-1]["drift/l2"] != found["two"][-1]["drift/l2"]
     written = {name: (folder / name / "metrics.jsonl").stat().st_mtime_ns for name in found}
@@ -87,11 +87,14 @@ def test_a_run_that_was_killed_goes_on(config: str, tmp_path: Path) -> None:
 
 def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:
 
+    rates = {"bad": -1, "beside": 1e-3, "later": 1e-3}
+    runs = [Run(name, (f"--config={config}", f"--model.learning_rate={rate}")) for name, rate in rates.items()]
     with pytest.raises(SystemExit) as stopped:
-        run_all([Run("bad", (f"--config={config}", "--model.learning_rate=-1"))], tmp_path / "grid")
+        run_all(runs, tmp_path / "grid", jobs=2)
     assert "--model.learning_rate must be positive" in str(stopped.value)
     assert "bad failed" in str(stopped.value)
-    assert not (tmp_path / "grid/bad").exists()
+    # What ran beside it is not lost, and what was to come is not begun.
+    assert {path.name for path in (tmp_path / "grid").iterdir()} == {"unfinished", "beside"}
 
 
 def test_a_comparison_ends_in_a_report_and_a_table(
