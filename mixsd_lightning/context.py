@@ -13,6 +13,7 @@ from functools import cache
 from itertools import zip_longest
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mixsd_lightning.errors import UserError
@@ -170,15 +171,18 @@ class ChatEncoder:
 
     def _render(self, messages: Sequence[Message], contents: Sequence[str], answered: bool = False) -> str:
         turns = [{"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)]
-        text = self.tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=not answered,
-            # Templates that know no thinking mode or no date ignore these. Without a date, Llama 3 writes today's, and
-            # the same example would have another prompt tomorrow.
-            enable_thinking=False,
-            date_string="26 Jul 2024",
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=not answered,
+                # Templates that know no thinking mode or no date ignore these. Without a date, Llama 3 writes today's, and
+                # the same example would have another prompt tomorrow.
+                enable_thinking=False,
+                date_string="26 Jul 2024",
+            )
+        except (TemplateError, TypeError) as error:  # jinja does not wrap what operators of a template raise
+            raise UserError(f"The chat template of {self.tokenizer.name_or_path} cannot be used: {error}.") from error
         return str(text)
 
     def _encode_around_specials(self, messages: Sequence[Message], text: str) -> list[int]:

@@ -20,7 +20,7 @@ HELD_OUT_MODES = ("format", "leakage", "collapse", "genuine")
 
 _FENCE = re.compile(r"```")
 _BOX = re.compile(r"\\boxed\{[^{}]*\}")
-_ANSWER_LINE = re.compile(r"^\W*(?:so |thus |therefore,? )?(?:the )?(?:final )?answer\b.*$", re.IGNORECASE | re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^[^\w\n]*(?:so |thus |therefore,? )?(?:the )?(?:final )?answer\b.*$", re.IGNORECASE | re.MULTILINE)
 # What may stand beside an answer that comes without any reasoning (paper's harness).
 _MOST_CHARACTERS, _MOST_NEWLINES = 80, 4
 
