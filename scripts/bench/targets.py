@@ -1,7 +1,6 @@
 """What an accepted mixed target costs, against the published algorithm, a careful loop, and plain decoding.
 
-    python scripts/bench/targets.py            # three quarters of an hour on two cores
-    python scripts/bench/targets.py --growth   # cost and memory at 25, 100 and 525 facts
+    python scripts/bench/targets.py    # three quarters of an hour on two cores
 
 SmolLM2-135M and KGFact-Small, mixing rate 0.3, temperature 0, at most 30 attempts of 48 tokens, 32 at once, float32. The
 last line of the output is JSON.
@@ -20,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from mixsd_lightning.decoding.mixing import (
     draws,
     is_looping,
 )
+from mixsd_lightning.example import Example
 from mixsd_lightning.models import load_student, load_tokenizer, stop_token_ids
 from mixsd_lightning.targets import is_accepted
 
@@ -54,11 +54,11 @@ SETTINGS = MixingSettings(mixing_rate=0.3, temperature=0.0, max_new_tokens=48)
 class Workload:
     """The facts, the model, and when a completion counts."""
 
-    def __init__(self, preset: str, num_facts: int | None) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         self.model = load_student(BUILTIN_MODEL).eval()
         self.encoder = ChatEncoder(load_tokenizer(BUILTIN_MODEL))
         self.stop_ids = stop_token_ids(self.model, self.encoder.end_of_turn_id)
-        self.examples = {example.id: example for example in KGFact(preset=preset).split("train")[:num_facts]}
+        self.examples = {example.id: example for example in examples}
         self.tasks = [
             MixingTask(id, 0, self.encoder.prompt(naive_context(example)), self.encoder.prompt(expert_context(example)))
             for id, example in self.examples.items()
@@ -83,9 +83,9 @@ class Run:
         return sum(result.accepted for result in self.results.values())
 
 
-def ours(workload: Workload) -> Run:
+def ours(workload: Workload, settings: MixingSettings = SETTINGS) -> Run:
     """`MixingEngine`."""
-    engine = MixingEngine(workload.model, SETTINGS, workload.stop_ids, BATCH_SIZE)
+    engine = MixingEngine(workload.model, settings, workload.stop_ids, BATCH_SIZE)
     start = time.perf_counter()
     results = {result.task.example_id: result for result in engine.generate(workload.tasks, workload.accept, MAX_ATTEMPTS)}
     return Run(time.perf_counter() - start, engine.statistics.evaluated_tokens, results)
@@ -198,7 +198,7 @@ def resend(workload: Workload, attempts: list[tuple[MixingTask, int, MixedComple
 def compare(num_facts: int | None, repeats: int, resend_every: int) -> None:
     """The table, and the JSON line."""
     console = Console()
-    workload = Workload("KGFact-Small", num_facts)
+    workload = Workload(KGFact(preset="KGFact-Small").split("train")[:num_facts])
     runs: dict[str, list[Run]] = {"resend": [], "paired": [], "plain": [], "ours": []}
     for repeat in range(repeats):
         mine, peer = ours(workload), paired(workload)
@@ -246,38 +246,22 @@ def compare(num_facts: int | None, repeats: int, resend_every: int) -> None:
     )
 
 
-def growth() -> None:
-    """Cost per accepted target and peak memory at growing numbers of facts, each in a process of its own."""
-    rows = []
-    for num_facts in (25, 100, 525):
-        rows.append(json.loads(measure_apart("ours", "KGFact-Large", num_facts)))
-        print(rows[-1], flush=True)
-    seconds = [row["seconds_per_accepted"] for row in rows]
-    memory = [row["peak_megabytes"] for row in rows]
-    print(json.dumps({"facts": [25, 100, 525], "seconds_per_accepted": seconds, "peak_megabytes": memory}))
-
-
 def peak_of(mode: str) -> float:
     """Peak resident megabytes of a mode on one batch of facts, in a process of its own."""
-    return float(json.loads(measure_apart(mode, "KGFact-Small", BATCH_SIZE))["peak_megabytes"])
+    command = [sys.executable, __file__, "--only", mode, "--facts", str(BATCH_SIZE)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def measure_apart(mode: str, preset: str, num_facts: int) -> str:
-    command = [sys.executable, __file__, "--only", mode, "--preset", preset, "--facts", str(num_facts)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-
-
-def measure(mode: str, preset: str, num_facts: int | None) -> None:
-    """One mode alone: what :func:`measure_apart` runs."""
-    workload = Workload(preset, num_facts)
+def measure(mode: str, num_facts: int | None) -> None:
+    """Print the peak memory of one mode: what :func:`peak_of` runs."""
+    workload = Workload(KGFact(preset="KGFact-Small").split("train")[:num_facts])
     modes: dict[str, Callable[[], Run]] = {
         "ours": lambda: ours(workload),
         "paired": lambda: paired(workload),
         "plain": lambda: plain(workload, SETTINGS.max_new_tokens),
     }
-    run = modes[mode]()
-    per_accepted = round(run.seconds / max(1, run.accepted), 3)
-    print(json.dumps({"facts": num_facts, "seconds_per_accepted": per_accepted, "peak_megabytes": round(peak_megabytes())}))
+    modes[mode]()
+    print(peak_megabytes())
 
 
 def machine() -> str:
@@ -294,13 +278,9 @@ if __name__ == "__main__":
     parser.add_argument("--facts", type=int, help="take only the first n facts")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--resend-every", type=int, default=40, help="time every n-th forward of `resend`")
-    parser.add_argument("--growth", action="store_true", help="measure growth with the number of facts instead")
-    parser.add_argument("--preset", default="KGFact-Small", help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=("ours", "paired", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        measure(arguments.only, arguments.preset, arguments.facts)
-    elif arguments.growth:
-        growth()
+        measure(arguments.only, arguments.facts)
     else:
         compare(arguments.facts, arguments.repeats, arguments.resend_every)
