@@ -7,12 +7,13 @@
 
 Every run has the same corpus, batch size and number of optimizer steps. Each method's learning rate is chosen from a small grid by runs
 on a corpus of another seed, whose facts are not reported: the best product of facts recalled and next tokens that are still the
-base model's (neither of which is what `kept` measures). Finished runs are not run again. The last step writes a report (tables, figures,
-a page) and `--csv FILE`.
+base model's (neither of which is what `kept` measures). `--data_dir` adds LAMBADA and HellaSwag to what should be kept. Finished runs
+are not run again. The last step writes a report (tables, figures, a page) and `--csv FILE`.
 """
 
 import argparse
 import csv
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,10 @@ PRESETS = {
             "OPSD": {},
             "UniSD": {},
         },
-        steps=56,
+        steps=84,
         validations=2,
         seeds=(42, 43),
-        learning_rates=(5e-5, 1e-4),
+        learning_rates=(3e-5, 1e-4),
         model={},
         data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
     ),
@@ -128,7 +129,7 @@ PRESETS = {
             "MixSD-recall": {**BEST, "data.expert_context": "recall"},
             "MixSD-trust": {**BEST, "data.expert_context": "trust"},
         },
-        steps=56,
+        steps=84,
         validations=2,
         seeds=(42,),
         learning_rates=(1e-4,),
@@ -191,6 +192,17 @@ def chosen_rates(preset: Preset, folder: Path, jobs: int = 1) -> dict[str, float
     return {method: best["OPSD" if method == "UniSD" else method] for method in methods}
 
 
+def benchmarks(data_dir: str | None) -> Settings:
+    """The suites, with public ones whose files are in a folder."""
+    if data_dir is None:
+        return {}
+    of_data = [
+        {"class_path": name, "init_args": {"data_dir": str(Path(data_dir).resolve()), "limit": limit}}
+        for name, limit in (("Lambada", 400), ("HellaSwag", 200))
+    ]
+    return {"retention.suites": json.dumps(["probe", "bits_per_byte", "agreement", *of_data])}
+
+
 def write_csv(path: Path, settings: Iterable[Setting]) -> None:
     """One row for each method."""
     names = [name for column in COLUMNS for name in (column, f"{column}_low", f"{column}_high")]
@@ -212,7 +224,7 @@ def write_csv(path: Path, settings: Iterable[Setting]) -> None:
             writer.writerow(row)
 
 
-def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1) -> None:
+def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1, data_dir: str | None = None) -> None:
     """All runs, the report, and the file."""
     rates = chosen_rates(preset, folder / "tuning", jobs)
     runs = [
@@ -223,7 +235,7 @@ def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1) -> N
             rates[name.partition("-")[0]],
             settings,
             # One run measures the base model.
-            {"trainer.num_sanity_val_steps": 0} if number else None,
+            benchmarks(data_dir) | ({"trainer.num_sanity_val_steps": 0} if number else {}),
         )
         for seed in preset.seeds
         for number, (name, settings) in enumerate(preset.compared.items())
@@ -242,6 +254,7 @@ if __name__ == "__main__":
     parser.add_argument("--preset", choices=PRESETS, default="kgfact")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds of corpus, targets and rollouts; the preset's by default")
     parser.add_argument("--steps", type=int, help="optimizer steps of each run; the preset's by default")
+    parser.add_argument("--data_dir", help="folder with the files of LAMBADA and HellaSwag; without it they are not asked")
     parser.add_argument("--folder", help="where everything goes; runs/compare-<preset> by default")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--csv", help="file for the numbers")
@@ -249,4 +262,4 @@ if __name__ == "__main__":
     chosen = PRESETS[parsed.preset]
     changes = {"seeds": tuple(parsed.seeds or chosen.seeds), "steps": parsed.steps or chosen.steps}
     folder = Path(parsed.folder or f"runs/compare-{parsed.preset}")
-    main(Preset(**{**vars(chosen), **changes}), folder, parsed.csv, parsed.jobs)
+    main(Preset(**{**vars(chosen), **changes}), folder, parsed.csv, parsed.jobs, parsed.data_dir)

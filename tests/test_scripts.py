@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ablation import MECHANISMS, OFF, difference, row, run_of
-from compare import KGFACT, PRESETS, Preset, mixed
+from compare import KGFACT, PRESETS, Preset, benchmarks, mixed
 from compare import main as compare
 from compare import run_of as compared_run
 from grid import Run, run_all
@@ -165,12 +165,14 @@ def test_every_run_of_a_comparison_is_what_its_name_says(name: str) -> None:
     kinds = {(run_name.partition("-")[0], *settings): run_name for run_name, settings in preset.compared.items()}
     for run_name in kinds.values():
         settings = preset.compared[run_name]
-        run = compared_run(preset, run_name, 5, 3e-5, settings)
+        run = compared_run(preset, run_name, 5, 3e-5, settings, benchmarks("some folder"))
         parsed = ParsedOnly(["fit", *run.arguments])
         method, corpus = parsed.model, parsed.datamodule
         assert type(method).__name__ == run_name.partition("-")[0]
         given: dict[str, Any] = {"learning_rate": 3e-5, **preset.model, **settings}
         found = {key: corpus.hparams[key.removeprefix("data.")] if "." in key else method.hparams[key] for key in given}
         assert found == given
+        suites = [suite if isinstance(suite, str) else suite.name for suite in parsed.config_init.fit.retention.suites]
+        assert suites == ["probe", "bits_per_byte", "agreement", "lambada", "hellaswag"]
         assert (corpus.hparams["seed"], parsed.trainer.max_steps) == (5, preset.steps)
         assert f"-lr{given['learning_rate']:g}-seed5" in run.name
