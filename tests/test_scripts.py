@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ablation import MECHANISMS, OFF, difference, row, run_of
+from ablation import MECHANISMS, OFF, Row, difference, print_markdown, row, run_of
 from compare import KGFACT, PRESETS, Preset, benchmarks, mixed
 from compare import main as compare
 from compare import run_of as compared_run
@@ -156,6 +156,17 @@ def test_every_mechanism_of_the_ablation_is_one_change() -> None:
         changed = {key for key, value in OFF.items() if settings[key] != str(value)}
         assert len(changed) == 1 or name == "clipped divergence"
         assert "," not in run.name
+
+
+@pytest.mark.parametrize("corpus", ["scienceqa", "cose"])
+def test_the_readme_has_the_table_of_the_file(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with (ROOT / f"docs/results/ablation_{corpus}.csv").open() as file:
+        read = csv.DictReader(file)
+        rows = [
+            Row(**{key: value if key == "method" else float(value or "nan") for key, value in line.items()}) for line in read
+        ]
+    print_markdown(rows)
+    assert capsys.readouterr().out in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python")
