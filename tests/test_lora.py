@@ -45,7 +45,6 @@ def test_a_new_adapter_changes_nothing_and_alone_is_trained(tiny_model: PreTrain
     assert all(".lora_" in name for name in trained)
 
 
-@torch.no_grad()
 def test_an_adapter_begins_by_the_seed_alone(tiny_model_path: str) -> None:
     def adapter(seed: int, num_drawn: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -60,6 +59,7 @@ def test_an_adapter_begins_by_the_seed_alone(tiny_model_path: str) -> None:
     assert not torch.equal(adapter(1, 0), adapter(2, 0))
 
 
+@torch.no_grad()
 def test_the_model_without_its_adapter_is_the_base_model(tiny_model: PreTrainedModel, adapted: PreTrainedModel) -> None:
     base, changed = tiny_model.eval()(IDS).logits, adapted(IDS).logits
     assert not torch.allclose(base, changed)
