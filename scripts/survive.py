@@ -11,7 +11,6 @@ hit; the last line is JSON: runs, those that did not end (`lost`) and those that
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
@@ -35,16 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 import yaml
 from conftest import make_tiny_model
+from kills import MOMENTS, count_calls, half_written, kill_at
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from mixsd_lightning import checkpoint_io
 from mixsd_lightning.cli import main as command_line
 from mixsd_lightning.disk_cache import CACHE_VARIABLE
-from mixsd_lightning.modules import KnowledgeModule, opsd
-from mixsd_lightning.target_store import TargetStore
 
 METHODS: dict[str, dict[str, Any]] = {
     "SFT": {},
@@ -52,16 +49,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "OPSD": {"teacher": "ema", "ema_decay": 0.5, "updates_per_rollout": 2, "nll_every_n_steps": 3},
     "UniSD": {"num_contexts": 2, "ema_decay": 0.5},
 }
-MOMENTS: dict[str, tuple[Any, str]] = {
-    "target building": (TargetStore, "append"),
-    "rollout": (opsd, "roll_out"),
-    "training step": (KnowledgeModule, "training_step"),
-    "validation": (KnowledgeModule, "validation_step"),
-    "checkpoint writing": (checkpoint_io.torch, "save"),
-    "file on its way to disk": (os, "fsync"),
-    "file renamed": (Path, "replace"),
-}
-"""What is counted, and where it is looked up when it is called."""
 ANY_TIME, TERMINATED = "any time", "SIGTERM"
 _COMPARED = ("global_step", "epoch", "state_dict", "optimizer_states", "optimizer_0", "lr_schedulers", "teacher", "rollouts")
 STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}
@@ -188,61 +175,6 @@ def _start(folder: Path, rank: int, environment: dict[str, str], prepare: Callab
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-
-
-def die() -> None:
-    """What the kernel does when it is out of memory."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def count_calls(counts: Counter[str]) -> None:
-    """Count the calls of all moments."""
-    for moment in MOMENTS:
-        _at_calls(moment, lambda moment=moment: counts.update([moment]))
-
-
-def kill_at(moment: str, number: int, is_after: bool) -> None:
-    """Kill this process at a certain call, before it is made or after."""
-    calls = Counter[str]()
-
-    def note() -> None:
-        calls.update([moment])
-        if calls[moment] == number:
-            die()
-
-    _at_calls(moment, note, is_after)
-
-
-def _at_calls(moment: str, note: Callable[[], Any], is_after: bool = False) -> None:
-    owner, name = MOMENTS[moment]
-    original = getattr(owner, name)
-
-    def replaced(*args: Any, **options: Any) -> Any:
-        if not is_after:
-            note()
-        result = original(*args, **options)
-        if is_after:
-            note()
-        return result
-
-    setattr(owner, name, replaced)
-
-
-def half_written(number: int) -> None:
-    """Kill this process when it has written half of a checkpoint."""
-    save, calls = torch.save, Counter[str]()
-
-    def replaced(content: Any, file: Any, **options: Any) -> None:
-        calls.update(["save"])
-        if calls["save"] < number:
-            return save(content, file, **options)
-        whole = io.BytesIO()
-        save(content, whole, **options)
-        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-        file.flush()
-        return die()
-
-    torch.save = replaced
 
 
 def reference_run(folder: Path, ranks: int) -> Reference:
