@@ -34,6 +34,7 @@ COLUMNS = {
     "memorization": "memorization/train",
     "paraphrase": "memorization/paraphrase",
     "two_hop": "memorization/two_hop",
+    "unseen_inputs": "memorization/unseen_inputs",
     "kept": "retention/kept",
     "agreement_top1": "retention/agreement_top1",
     "fisher_drift": "drift/fisher",
@@ -41,6 +42,7 @@ COLUMNS = {
     "accepted": "targets/accepted",
 }
 """Column -> tag; those with an interval have `_low` and `_high` beside them."""
+_DISTANCES = ("fisher_drift", "target_nll")
 
 
 def mixed(mixing_rate: float, protect_answer: bool = False) -> tuple[str, Settings]:
@@ -85,9 +87,9 @@ PRESETS = {
             "UniSD": {},
         },
         steps=84,
-        validations=2,
+        validations=1,
         seeds=(42, 43),
-        learning_rates=(3e-5, 1e-4),
+        learning_rates=(3e-5, 6e-5),
         model={},
         data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
     ),
@@ -115,12 +117,13 @@ PRESETS = {
         KGFACT,
         {
             "SFT": {},
-            "SFT-5e-05": {"learning_rate": 5e-5},
+            "SFT-1e-04": {"learning_rate": 1e-4},
+            "SFT-3e-05": {"learning_rate": 3e-5},
             "SFT-2e-05": {"learning_rate": 2e-5},
             "SFT-LoRA": LORA,
             "MixSD": BEST,
-            "MixSD-5e-05": {**BEST, "learning_rate": 5e-5},
-            "MixSD-2e-05": {**BEST, "learning_rate": 2e-5},
+            "MixSD-1e-04": {**BEST, "learning_rate": 1e-4},
+            "MixSD-3e-05": {**BEST, "learning_rate": 3e-5},
             "MixSD-LoRA": {**BEST, **LORA},
             "MixSD-gold": {**BEST, "on_reject": "gold"},
             "MixSD-refreshed": {**BEST, "refresh_every_n_epochs": 1},
@@ -130,9 +133,9 @@ PRESETS = {
             "MixSD-trust": {**BEST, "data.expert_context": "trust"},
         },
         steps=84,
-        validations=2,
+        validations=1,
         seeds=(42,),
-        learning_rates=(1e-4,),
+        learning_rates=(6e-5,),
         model={},
         data={"eval_splits": "[train,paraphrase,two_hop]", "max_eval_examples": 100},
     ),
@@ -204,24 +207,50 @@ def benchmarks(data_dir: str | None) -> Settings:
 
 
 def write_csv(path: Path, settings: Iterable[Setting]) -> None:
-    """One row for each method."""
-    names = [name for column in COLUMNS for name in (column, f"{column}_low", f"{column}_high")]
+    """One row for each setting."""
+    rows: list[dict[str, Any]] = []
+    for setting in settings:
+        row: dict[str, Any] = {"setting": setting.label, "method": setting.method}
+        for key in ("mixing_rate", "protect_answer", "learning_rate"):
+            row[key] = setting.values.get(f"model.{key}", "") if not setting.is_base else ""
+        row["seeds"] = "" if setting.is_base else len(setting.runs)
+        for column, tag in COLUMNS.items():
+            if estimate := measured(setting, tag):
+                ends = {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+                row |= {name: f"{value:.4g}" for name, value in ends.items() if value is not None}
+        if minutes := measured(setting, "resources/fit_seconds"):
+            row["minutes"] = f"{minutes.value / 60:.1f}"
+        rows.append(row)
+    heads = ["setting", "method", "mixing_rate", "protect_answer", "learning_rate", "seeds"]
+    heads += [name for column in COLUMNS for name in (column, f"{column}_low", f"{column}_high")] + ["minutes"]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(
-            file, ["method", "mixing_rate", "protect_answer", "learning_rate", "seeds", *names, "minutes"], lineterminator="\n"
-        )
+        there = {name for row in rows for name in row}
+        writer = csv.DictWriter(file, [name for name in heads if name in there], lineterminator="\n")
         writer.writeheader()
-        for setting in settings:
-            row: dict[str, Any] = {"method": setting.method, "seeds": "" if setting.is_base else len(setting.runs)}
-            for key in ("mixing_rate", "protect_answer", "learning_rate"):
-                row[key] = setting.values.get(f"model.{key}", "") if not setting.is_base else ""
-            for column, tag in COLUMNS.items():
-                if estimate := measured(setting, tag):
-                    ends = {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
-                    row |= {name: f"{value:.4g}" for name, value in ends.items() if value is not None}
-            if minutes := measured(setting, "resources/fit_seconds"):
-                row["minutes"] = f"{minutes.value / 60:.1f}"
-            writer.writerow(row)
+        writer.writerows(rows)
+
+
+def markdown(path: Path) -> str:
+    """The shares of the file as a table, intervals in brackets, and its distances."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shares = [name for name in COLUMNS if name in rows[0] and name not in _DISTANCES and name != "accepted"]
+    lines = [["", "learning rate", *(name.replace("_", " ") for name in (*shares, *_DISTANCES))]]
+    lines += [["---"] * len(lines[0])]
+    lines += [
+        [row["setting"], row["learning_rate"], *(_share(row, name) for name in shares), *(row[name] for name in _DISTANCES)]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _share(row: Mapping[str, str], column: str) -> str:
+    """In per cent, with its interval if it has one."""
+    value, low, high = (
+        f"{100 * float(written):.0f}" if (written := row.get(name)) else ""
+        for name in (column, f"{column}_low", f"{column}_high")
+    )
+    return f"{value} %" * bool(value) + f" [{low}, {high}]" * bool(low)
 
 
 def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1, data_dir: str | None = None) -> None:
@@ -246,6 +275,7 @@ def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1, data
         print(f"note: {note}")
     if csv_file:
         write_csv(Path(csv_file), [setting for corpus in corpora for setting in corpus.rows])
+        print(markdown(Path(csv_file)))
     print(f"Report: {folder / 'report' / 'report.html'}")
 
 
