@@ -36,13 +36,15 @@ COLUMNS = {
     "two_hop": "memorization/two_hop",
     "unseen_inputs": "memorization/unseen_inputs",
     "kept": "retention/kept",
-    "agreement_top1": "retention/agreement_top1",
+    "everyday": "retention/probe/kept",
+    "same_next_token": "retention/agreement_top1",
+    "kl": "retention/agreement_kl",
     "fisher_drift": "drift/fisher",
     "target_nll": "targets/nll_base",
     "accepted": "targets/accepted",
 }
 """Column -> tag; those with an interval have `_low` and `_high` beside them."""
-_DISTANCES = ("fisher_drift", "target_nll")
+_DISTANCES = ("kl", "fisher_drift", "target_nll")
 
 
 def mixed(mixing_rate: float, protect_answer: bool = False) -> tuple[str, Settings]:
@@ -235,11 +237,10 @@ def markdown(path: Path) -> str:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     shares = [name for name in COLUMNS if name in rows[0] and name not in _DISTANCES and name != "accepted"]
-    lines = [["", "learning rate", *(name.replace("_", " ") for name in (*shares, *_DISTANCES))]]
+    lines = [["", *(name.replace("_", " ") for name in (*shares, *_DISTANCES))]]
     lines += [["---"] * len(lines[0])]
     lines += [
-        [row["setting"], row["learning_rate"], *(_share(row, name) for name in shares), *(row[name] for name in _DISTANCES)]
-        for row in rows
+        [row["setting"], *(_share(row, name) for name in shares), *(_number(row[name]) for name in _DISTANCES)] for row in rows
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -251,6 +252,10 @@ def _share(row: Mapping[str, str], column: str) -> str:
         for name in (column, f"{column}_low", f"{column}_high")
     )
     return f"{value} %" * bool(value) + f" [{low}, {high}]" * bool(low)
+
+
+def _number(written: str) -> str:
+    return f"{float(written):.2f}" if written else ""
 
 
 def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1, data_dir: str | None = None) -> None:

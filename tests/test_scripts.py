@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ablation import MECHANISMS, OFF, Row, difference, print_markdown, row, run_of
-from compare import KGFACT, PRESETS, Preset, benchmarks, mixed
+from compare import KGFACT, PRESETS, Preset, benchmarks, markdown, mixed
 from compare import main as compare
 from compare import run_of as compared_run
 from grid import Run, run_all
@@ -167,6 +167,10 @@ def test_the_readme_has_the_table_of_the_file(corpus: str, capsys: pytest.Captur
         ]
     print_markdown(rows)
     assert capsys.readouterr().out in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_the_comparison_of_the_file() -> None:
+    assert markdown(ROOT / "docs/results/kgfact_small.csv") in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python")
