@@ -88,7 +88,9 @@ def test_a_run_that_was_killed_goes_on(config: str, tmp_path: Path) -> None:
 def test_a_run_that_fails_says_why(config: str, tmp_path: Path) -> None:
 
     rates = {"bad": -1, "beside": 1e-3, "later": 1e-3}
-    runs = [Run(name, (f"--config={config}", f"--model.learning_rate={rate}")) for name, rate in rates.items()]
+    # Long enough to end behind the run that fails, on a busy machine, too.
+    longer = "--trainer.max_epochs=20"
+    runs = [Run(name, (f"--config={config}", f"--model.learning_rate={rate}", longer)) for name, rate in rates.items()]
     with pytest.raises(SystemExit) as stopped:
         run_all(runs, tmp_path / "grid", jobs=2)
     assert "--model.learning_rate must be positive" in str(stopped.value)
