@@ -130,6 +130,8 @@ def draw_pareto(axes: Axes, corpus: Corpus) -> None:
 def draw_curve(axes: Axes, corpus: Corpus, tag: str, title: str) -> None:
     """A share over optimizer steps: mean over seeds, and its 95 % interval as a band where there are several."""
     look = looks(corpus)
+    # In a comparison, one run measures the base model for all.
+    start = measured(corpus.bases[0], tag) if len(corpus.bases) == 1 else None
     for setting in corpus.settings:
         steps = sorted({line["step"] for run in setting.runs for line in run.lines if tag in line})
         found = [
@@ -138,6 +140,8 @@ def draw_curve(axes: Axes, corpus: Corpus, tag: str, title: str) -> None:
         points = [(step, one) for step, one in zip(steps, found, strict=True) if one is not None]
         if not points:
             continue
+        if start and points[0][0] > 0:
+            points.insert(0, (0, start))
         mine = look[setting.label]
         axes.plot(
             [step for step, _ in points],

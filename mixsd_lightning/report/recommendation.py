@@ -75,7 +75,7 @@ def _comparison(corpus: Corpus, ranked: list[tuple[Setting, Estimate]]) -> str:
     if same == [second.label]:
         return f"{told}, but the two intervals overlap: these runs do not show which of them keeps more."
     names = " and ".join([", ".join(same[:-1]), same[-1]] if len(same) > 1 else same)
-    return f"{told}, but its interval overlaps with that of {names}: these runs do not show which of them keeps more."
+    return f"{told}, but the first interval overlaps with that of {names}: these runs do not show which of them keeps more."
 
 
 def _certainty(corpus: Corpus) -> str:

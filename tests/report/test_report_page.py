@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from made_runs import base_line, config, validation, write_comparison, write_run
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 
 from mixsd_lightning.report import write_report
 from mixsd_lightning.report.collect import find_runs
-from mixsd_lightning.report.figures import COLOURS, looks
+from mixsd_lightning.report.figures import COLOURS, draw_curve, looks
 from mixsd_lightning.report.settings import group
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -102,6 +103,15 @@ def test_settings_have_looks_of_their_own_and_a_curve_has_one_colour(tmp_path: P
     assert len({(one.colour, one.marker) for one in look.values()}) == 6
     assert len({one.colour for label, one in look.items() if label.startswith("MixSD")}) == 1
     assert len({one.colour for one in look.values()}) == 4
+
+
+def test_a_curve_begins_at_the_base_model_that_another_run_has_measured(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config(), base_line(), validation(8, learnt=1.0, kept=0.8))
+    write_run(tmp_path / "b", config("MixSD"), validation(8, learnt=0.9, kept=0.9))
+    axes = Figure().subplots()
+    draw_curve(axes, group(find_runs([tmp_path])[0])[0][0], "retention/kept", "")
+    assert sorted(tuple(line.get_ydata()) for line in axes.lines) == [(1.0, 0.8), (1.0, 0.9)]
+    assert {tuple(line.get_xdata()) for line in axes.lines} == {(0, 8)}
 
 
 def test_every_setting_of_every_run_is_there_what_differs_first(page: str) -> None:
