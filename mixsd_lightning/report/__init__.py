@@ -15,10 +15,10 @@ from mixsd_lightning.atomic_file import write_atomically
 from mixsd_lightning.errors import UserError, printable
 from mixsd_lightning.report.checks import comparability
 from mixsd_lightning.report.collect import find_runs
-from mixsd_lightning.report.figures import curves_png, errors_png, pareto_png
 from mixsd_lightning.report.markdown import markdown
 from mixsd_lightning.report.measures import measured, tables
 from mixsd_lightning.report.page import page
+from mixsd_lightning.report.png import curves_png, errors_png, pareto_png
 from mixsd_lightning.report.recommendation import chosen, recommendation
 from mixsd_lightning.report.settings import Corpus, group
 from mixsd_lightning.report.spreadsheets import report_csv, runs_csv

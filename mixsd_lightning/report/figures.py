@@ -1,22 +1,15 @@
-"""Figures: panels, and the PNG files that they make; :mod:`mixsd_lightning.report.svg` puts the same panels on the page.
+"""Panels of figures, which :mod:`mixsd_lightning.report.png` writes as files and :mod:`mixsd_lightning.report.svg` puts on the page."""
 
-They are drawn without pyplot, so they need no display and leave no global state.
-"""
-
-import io
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mixsd_lightning.report.measures import KEPT, MODES, TOP1, measured, memorization_tags, over_seeds
@@ -118,7 +111,7 @@ def draw_pareto(axes: Axes, corpus: Corpus) -> None:
                 axes.annotate(f"λ {rate:g}", (x, y), (-5, -11), textcoords="offset points", fontsize=8, ha="right")
     axes.set_xlim(-0.03, 1.03)
     axes.set(
-        xlabel=f"right answers: {_literal(learnt_tag.removeprefix('memorization/'))}", ylabel="kept of the base model's score"
+        xlabel=f"right answers: {literal(learnt_tag.removeprefix('memorization/'))}", ylabel="kept of the base model's score"
     )
     axes.set_title("Learnt and kept (best: top right)")
     axes.xaxis.set_major_formatter(_PERCENT)
@@ -179,7 +172,7 @@ def draw_errors(axes: Axes, corpus: Corpus, place: str, modes: Sequence[str], nu
         for mode, share in shares.items():
             axes.barh(row, share, left=left, height=0.42, color=_mode_colour(mode), edgecolor="none")
             left += share
-        axes.text(0, row - 0.28, _literal(_shortened(setting.label)), va="bottom", fontsize=8.5)
+        axes.text(0, row - 0.28, literal(_shortened(setting.label)), va="bottom", fontsize=8.5)
         axes.annotate(f"{100 * left:.0f} %", (left, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
         row += 1
     axes.set_ylim(num_rows - 0.6, -0.85)
@@ -188,7 +181,7 @@ def draw_errors(axes: Axes, corpus: Corpus, place: str, modes: Sequence[str], nu
     axes.xaxis.set_major_formatter(_PERCENT)
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"Wrong answers: {_literal(place)}")
+    axes.set_title(f"Wrong answers: {literal(place)}")
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
 
@@ -197,7 +190,7 @@ def curve_panels(corpus: Corpus) -> list[tuple[str, str]]:
     """Tags and titles of what is drawn over training."""
     tags = {tag for setting in corpus.settings for run in setting.runs for line in run.lines for tag in line}
     learnt = next(iter(memorization_tags(corpus)), "")
-    panels = [(learnt, f"Right answers: {_literal(learnt.removeprefix('memorization/'))}")]
+    panels = [(learnt, f"Right answers: {literal(learnt.removeprefix('memorization/'))}")]
     panels += [(KEPT, "Kept of the base model's score"), (TOP1, "Same next token as the base model")]
     return [(tag, title) for tag, title in panels if tag in tags]
 
@@ -226,95 +219,11 @@ def errors_size(num_rows: int) -> tuple[float, float]:
     return PANEL[0], 0.9 + 0.42 * num_rows
 
 
-# --- PNG -----------------------------------------------------------------------------------------------------------------
-
-
-def pareto_png(corpora: Sequence[Corpus]) -> bytes:
-    """``pareto.png``: a panel for each corpus."""
-
-    def draw(part: SubFigure, corpus: Corpus) -> None:
-        draw_pareto(part.subplots(), corpus)
-        _legend(part, corpus, columns=1 if _longest(corpus) > 34 else 2)
-
-    heights = [3.6 + 0.2 * len(corpus.rows) / (1 if _longest(corpus) > 34 else 2) for corpus in corpora]
-    return _png(corpora, 6.2, heights, draw)
-
-
-def curves_png(corpora: Sequence[Corpus]) -> bytes:
-    """``curves.png``: a row of panels for each corpus."""
-
-    def draw(part: SubFigure, corpus: Corpus) -> None:
-        panels = curve_panels(corpus)
-        if not panels:
-            return _nothing(part, "Nothing was validated over training.")
-        for axes, (tag, title) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            draw_curve(axes, corpus, tag, title)
-        _legend(part, corpus, columns=2 if _longest(corpus) > 34 else 3, with_base=False)
-
-    return _png(corpora, 12, [3.4 + 0.11 * len(corpus.settings) for corpus in corpora], draw)
-
-
-def errors_png(corpora: Sequence[Corpus]) -> bytes:
-    """``errors.png``: a row of panels for each corpus."""
-
-    def draw(part: SubFigure, corpus: Corpus) -> None:
-        panels = error_panels(corpus)
-        if not panels:
-            return _nothing(part, "No run has counted wrong answers by mode.")
-        for axes, (place, modes) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            draw_errors(axes, corpus, place, modes, len(corpus.rows))
-        handles = [Patch(color=colour, label=mode) for mode, colour in mode_legend(corpus).items()]
-        part.legend(handles=handles, loc="outside lower left", ncols=len(handles))
-        return None
-
-    width = max(4.0 * len(error_panels(corpus)) for corpus in corpora)
-    return _png(corpora, max(4.3, width), [1.5 + 0.42 * len(corpus.rows) for corpus in corpora], draw)
-
-
 def mode_legend(corpus: Corpus) -> dict[str, str]:
     """Mode in words -> colour, of the modes that were counted."""
     counted = {mode for modes in error_panels(corpus).values() for mode in modes}
     known = [mode for mode in MODES if mode in counted]
     return {mode.replace("_", " "): _mode_colour(mode) for mode in [*known, *sorted(counted - set(known))]}
-
-
-def _png(
-    corpora: Sequence[Corpus], width: float, heights: Sequence[float], draw: Callable[[SubFigure, Corpus], None]
-) -> bytes:
-    with styled():
-        figure = Figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
-        parts = figure.subfigures(len(corpora), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for part, corpus in zip(parts, corpora, strict=True):
-            draw(part, corpus)
-            if len(corpora) > 1:
-                part.suptitle(_literal(corpus.name), x=0.01, ha="left", fontsize=11, fontweight="bold")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
-
-
-def _legend(part: SubFigure, corpus: Corpus, columns: int, with_base: bool = True) -> None:
-    look = looks(corpus)
-    shown = corpus.rows if with_base else corpus.settings
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=mine.colour,
-            marker=mine.marker,
-            linestyle="none" if row.is_base else mine.dash,
-            label=_literal(row.label),
-        )
-        for row in shown
-        for mine in [look[row.label]]
-    ]
-    part.legend(handles=handles, loc="outside lower left", ncols=min(columns, len(handles)))
-
-
-def _nothing(part: SubFigure, text: str) -> None:
-    axes = part.subplots()
-    axes.axis("off")
-    axes.text(0, 0.5, text)
 
 
 # --- small things --------------------------------------------------------------------------------------------------------
@@ -339,15 +248,11 @@ def _mode_colour(mode: str) -> str:
     return MODE_COLOURS.get(mode, COLOURS[2])
 
 
-def _longest(corpus: Corpus) -> int:
-    return max((len(row.label) for row in corpus.rows), default=0)
-
-
 def _shortened(text: str, most: int = 52) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A text that matplotlib neither sets as a formula nor leaves out of a legend."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
