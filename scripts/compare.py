@@ -14,7 +14,7 @@ are not run again. The last step writes a report (tables, figures, a page) and `
 import argparse
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ def mixed(mixing_rate: float, protect_answer: bool = False) -> tuple[str, Settin
     return name, {"mixing_rate": mixing_rate, "protect_answer": protect_answer}
 
 
-TUNED: dict[str, Settings] = {"SFT": {}, "OPSD": {}, **dict([mixed(0.3, protect_answer=True)])}
+NAME, BEST = mixed(0.3, protect_answer=True)
+"""What learning rates are chosen for, and what the variants of MixSD change one thing in."""
+TUNED: dict[str, Settings] = {"SFT": {}, "OPSD": {}, NAME: BEST}
 """What learning rates are chosen for; UniSD, which is OPSD and more, takes OPSD's."""
 
 
@@ -63,8 +65,8 @@ class Preset:
 
     configs: Mapping[str, str]
     """Method -> its config."""
-    compared: Mapping[str, Settings]
-    """Name, which begins with the method's -> its settings: the method's own, or of the corpus with `data.` before them."""
+    compared: Sequence[tuple[str, Settings]]
+    """Names, which begin with the method's, and settings: the method's own, or of the corpus with `data.` before them."""
     steps: int
     validations: int
     seeds: tuple[int, ...]
@@ -75,19 +77,17 @@ class Preset:
 
 
 LORA: Settings = {"lora_rank": 16, "lora_alpha": 32, "learning_rate": 1e-3}
-BEST: Settings = {"mixing_rate": 0.3, "protect_answer": True}
-"""What the variants of MixSD change one thing in."""
 KGFACT = {"SFT": "kgfact/sft", "OPSD": "kgfact/opsd", "MixSD": "kgfact/mixsd", "UniSD": "kgfact/unisd_star"}
 PRESETS = {
     "kgfact": Preset(
         KGFACT,
-        {
-            "SFT": {},
-            **dict([mixed(0.0)]),  # at rate 0 there is nothing to protect
-            **dict(mixed(rate, protect) for rate in (0.3, 0.5, 0.7) for protect in (False, True)),
-            "OPSD": {},
-            "UniSD": {},
-        },
+        [
+            ("SFT", {}),
+            mixed(0.0),  # at rate 0 there is nothing to protect
+            *(mixed(rate, protect) for rate in (0.3, 0.5, 0.7) for protect in (False, True)),
+            ("OPSD", {}),
+            ("UniSD", {}),
+        ],
         steps=84,
         validations=1,
         seeds=(42, 43),
@@ -97,7 +97,7 @@ PRESETS = {
     ),
     "small": Preset(
         KGFACT,
-        {"SFT": {}, **dict([mixed(0.0), mixed(0.3, True), mixed(0.5, True)])},
+        [("SFT", {}), mixed(0.0), mixed(0.3, True), mixed(0.5, True)],
         steps=24,
         validations=1,
         seeds=(42,),
@@ -107,7 +107,7 @@ PRESETS = {
     ),
     "kgfunc": Preset(
         dict.fromkeys(["SFT", "OPSD", "MixSD"], "kgfunc/mixsd"),
-        {"SFT": {}, **dict(mixed(rate) for rate in (0.0, 0.3, 0.5, 0.7)), "OPSD": {"temperature": 0.0}},
+        [("SFT", {}), *(mixed(rate) for rate in (0.0, 0.3, 0.5, 0.7)), ("OPSD", {"temperature": 0.0})],
         steps=144,
         validations=2,
         seeds=(42,),
@@ -117,23 +117,19 @@ PRESETS = {
     ),
     "variants": Preset(
         KGFACT,
-        {
-            "SFT": {},
-            "SFT-1e-04": {"learning_rate": 1e-4},
-            "SFT-3e-05": {"learning_rate": 3e-5},
-            "SFT-2e-05": {"learning_rate": 2e-5},
-            "SFT-LoRA": LORA,
-            "MixSD": BEST,
-            "MixSD-1e-04": {**BEST, "learning_rate": 1e-4},
-            "MixSD-3e-05": {**BEST, "learning_rate": 3e-5},
-            "MixSD-LoRA": {**BEST, **LORA},
-            "MixSD-gold": {**BEST, "on_reject": "gold"},
-            "MixSD-refreshed": {**BEST, "refresh_every_n_epochs": 1},
-            "MixSD-sampled": {**BEST, "temperature": 1.0},
-            "MixSD-four_targets": {**BEST, "num_generations": 4},
-            "MixSD-recall": {**BEST, "data.expert_context": "recall"},
-            "MixSD-trust": {**BEST, "data.expert_context": "trust"},
-        },
+        [
+            *(("SFT", {"learning_rate": rate}) for rate in (3e-5, 2e-5, 6e-5, 1e-4)),
+            ("SFT-LoRA", LORA),
+            (NAME, BEST),
+            *((NAME, {**BEST, "learning_rate": rate}) for rate in (3e-5, 1e-4)),
+            (f"{NAME}-LoRA", {**BEST, **LORA}),
+            (f"{NAME}-gold", {**BEST, "on_reject": "gold"}),
+            (f"{NAME}-refreshed", {**BEST, "refresh_every_n_epochs": 1}),
+            (f"{NAME}-sampled", {**BEST, "temperature": 1.0}),
+            (f"{NAME}-four_targets", {**BEST, "num_generations": 4}),
+            (f"{NAME}-recall", {**BEST, "data.expert_context": "recall"}),
+            (f"{NAME}-trust", {**BEST, "data.expert_context": "trust"}),
+        ],
         steps=84,
         validations=1,
         seeds=(42,),
@@ -172,7 +168,7 @@ def run_of(
 
 def chosen_rates(preset: Preset, folder: Path, jobs: int = 1) -> dict[str, float]:
     """The learning rate of every method."""
-    methods = {name.partition("-")[0] for name in preset.compared}
+    methods = {name.partition("-")[0] for name, _ in preset.compared}
     if len(preset.learning_rates) == 1:
         return dict.fromkeys(methods, preset.learning_rates[0])
     tuned = {name: settings for name, settings in TUNED.items() if name.partition("-")[0] in methods}
@@ -272,7 +268,7 @@ def main(preset: Preset, folder: Path, csv_file: str | None, jobs: int = 1, data
             benchmarks(data_dir) | ({"trainer.num_sanity_val_steps": 0} if number else {}),
         )
         for seed in preset.seeds
-        for number, (name, settings) in enumerate(preset.compared.items())
+        for number, (name, settings) in enumerate(preset.compared)
     ]
     run_all(runs, folder / "runs", jobs)
     corpora, notes = write_report([folder / "runs" / run.name for run in runs], folder / "report")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ablation import MECHANISMS, OFF, Row, difference, print_markdown, row, run_of
-from compare import KGFACT, PRESETS, Preset, benchmarks, markdown, mixed
+from compare import KGFACT, PRESETS, Preset, benchmarks, markdown
 from compare import main as compare
 from compare import run_of as compared_run
 from grid import Run, run_all
@@ -105,7 +105,7 @@ def test_a_comparison_ends_in_a_report_and_a_table(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     preset = Preset(
         KGFACT,
-        {"SFT": {}, **dict([mixed(0.5)])},
+        [("SFT", {}), ("MixSD-0.5", {"mixing_rate": 0.5, "on_reject": "gold"})],
         steps=3,
         validations=1,
         seeds=(5,),
@@ -113,7 +113,6 @@ def test_a_comparison_ends_in_a_report_and_a_table(
         model={"model_name_or_path": tiny_model_path, "max_new_tokens": 4, "weight_decay": 0.0},
         data={"num_domains": 2, "num_entities": 2, "batch_size": 4, "eval_splits": "[train]"},
     )
-    preset.compared["MixSD-0.5"]["on_reject"] = "gold"
     compare(preset, tmp_path, str(tmp_path / "table.csv"))
 
     page = (tmp_path / "report/report.html").read_text()
@@ -179,9 +178,8 @@ def test_the_readme_has_the_comparison_of_the_file() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_run_of_a_comparison_is_what_its_name_says(name: str) -> None:
     preset = PRESETS[name]
-    kinds = {(run_name.partition("-")[0], *settings): run_name for run_name, settings in preset.compared.items()}
-    for run_name in kinds.values():
-        settings = preset.compared[run_name]
+    kinds = {(run_name.partition("-")[0], *settings): (run_name, settings) for run_name, settings in preset.compared}
+    for run_name, settings in kinds.values():
         run = compared_run(preset, run_name, 5, 3e-5, settings, benchmarks("some folder"))
         parsed = ParsedOnly(["fit", *run.arguments])
         method, corpus = parsed.model, parsed.datamodule
@@ -193,3 +191,21 @@ def test_every_run_of_a_comparison_is_what_its_name_says(name: str) -> None:
         assert suites == ["probe", "bits_per_byte", "agreement", "lambada", "hellaswag"]
         assert (corpus.hparams["seed"], parsed.trainer.max_steps) == (5, preset.steps)
         assert f"-lr{given['learning_rate']:g}-seed5" in run.name
+
+
+def test_what_two_comparisons_share_runs_once() -> None:
+    """Variants begin with runs of the comparison, which a common folder already has."""
+    runs = {
+        name: {
+            (run := compared_run(PRESETS[name], run_name, 42, rate, settings)).name: run.arguments
+            for run_name, settings in PRESETS[name].compared
+            for rate in (3e-5, 6e-5)
+        }
+        for name in ("kgfact", "variants")
+    }
+    shared = runs["kgfact"].keys() & runs["variants"].keys()
+    assert shared == {f"{name}-lr{rate}-seed42" for name in ("SFT", "MixSD-0.3-protected") for rate in ("3e-05", "6e-05")}
+    assert all(runs["kgfact"][name] == runs["variants"][name] for name in shared)
+    for preset in PRESETS.values():
+        names = [compared_run(preset, run_name, 42, 6e-5, settings).name for run_name, settings in preset.compared]
+        assert len(set(names)) == len(names)
