@@ -107,11 +107,15 @@ PRESETS = {
     ),
     "kgfunc": Preset(
         dict.fromkeys(["SFT", "OPSD", "MixSD"], "kgfunc/mixsd"),
-        [("SFT", {}), *(mixed(rate) for rate in (0.0, 0.3, 0.5, 0.7)), ("OPSD", {"temperature": 0.0})],
+        [
+            ("SFT", {}),
+            *((name, {**settings, "max_attempts": 10}) for name, settings in (mixed(0.0), mixed(0.3), mixed(0.5))),
+            ("OPSD", {"temperature": 0.0}),
+        ],  # solutions are long, and attempts take most of the time
         steps=144,
         validations=2,
         seeds=(42,),
-        learning_rates=(1e-4, 2e-4),
+        learning_rates=(1e-4,),
         model={},
         data={"batch_size": 8, "eval_splits": "[train,unseen_inputs]", "max_eval_examples": 100},
     ),

@@ -3,8 +3,8 @@
 import inspect
 import json
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ METHOD, RATE, TRAIN_SPLIT = "method", "model.mixing_rate", "data.train_split"
 BASE, NULL = "base model", "null"
 
 _METHODS = ("SFT", "OPSD", "UniSD", "MixSD")
+_RATES = (RATE, "model.learning_rate")
 _FIRST = (RATE, "model.protect_answer", "model.learning_rate")
 _SEED = re.compile(r"(^|[._])seed(_everything)?$")
 # Where things lie, and what watches or shows a run without changing it.
@@ -47,7 +48,7 @@ class Setting:
     lines: Sequence[Line]
     """What is compared: the last validation of each run; of the base model, what the runs measured before training."""
     differing: Sequence[str] = ()
-    """Settings that make the label."""
+    """Names of settings that do not have this value in all that it is compared with."""
     is_base: bool = False
 
     @property
@@ -252,16 +253,19 @@ def _time(run: Run) -> float:
 
 
 def _labelled(settings: list[Setting]) -> list[Setting]:
-    """The settings in order, with labels: the method, and whatever differs."""
+    """The settings in order, with labels: the method, its rates if they differ, and what is unusual about it."""
+    peers = {id(setting): dict(_peers(setting, settings)) for setting in settings}
     for setting in settings:
-        setting.differing = sorted(_differing(setting, settings), key=lambda name: (_rank(name), name))
+        own = peers[id(setting)]
+        setting.differing = sorted((name for name in own if len(set(own[name])) > 1), key=lambda name: (_rank(name), name))
     settings.sort(
         key=lambda one: (_method_rank(one.method), one.method, [_sortable(one.values.get(n, NULL)) for n in one.differing])
     )
     taken: set[str] = set()
     for setting in settings:
-        parts = [_part(name, setting.values.get(name, NULL), settings) for name in setting.differing]
-        label = plain = ", ".join([setting.method, *parts])
+        values = {name: setting.values.get(name, NULL) for name in setting.differing}
+        named = [name for name in values if name in _RATES or values[name] != _usual(peers[id(setting)][name])]
+        label = plain = ", ".join([setting.method, *(_part(name, values[name], settings) for name in named)])
         for number in range(2, len(settings) + 2):
             if label not in taken:
                 break
@@ -271,19 +275,21 @@ def _labelled(settings: list[Setting]) -> list[Setting]:
     return settings
 
 
-def _differing(setting: Setting, settings: Iterable[Setting]) -> set[str]:
-    """Names of settings whose values make a difference.
-
-    What belongs to a method is compared within it; what all methods have, with all.
-    """
+def _peers(setting: Setting, settings: Sequence[Setting]) -> Iterator[tuple[str, list[str]]]:
+    """Names of settings, and the values that can be compared: of the same method if it is the method's, of all if all have it."""
     shared = {f"model.{name}" for name in inspect.signature(KnowledgeModule).parameters}
-    differing = set()
-    for other in settings:
-        for name in setting.values.keys() | other.values.keys():
-            is_comparable = other.method == setting.method or name in shared or not name.startswith("model.")
-            if name != METHOD and is_comparable and other.values.get(name, NULL) != setting.values.get(name, NULL):
-                differing.add(name)
-    return differing
+    same = [other for other in settings if other.method == setting.method]
+    for name in dict.fromkeys(name for other in settings for name in other.values):
+        if name == METHOD:
+            continue
+        peers = same if name.startswith("model.") and name not in shared else settings
+        yield name, [other.values.get(name, NULL) for other in peers]
+
+
+def _usual(values: Iterable[str]) -> str:
+    """The most common value, and of several the first: of numbers the lowest, of a choice that it is not made."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value != NULL, _sortable(value)))
 
 
 def _part(name: str, value: str, settings: Sequence[Setting]) -> str:

@@ -41,6 +41,35 @@ def test_settings_of_one_method_are_not_compared_with_those_of_another(tmp_path:
     assert labels(tmp_path, config("SFT"), mixsd, opsd) == ["SFT", "OPSD", "MixSD"]
 
 
+def test_labels_name_rates_and_what_is_unusual(tmp_path: Path) -> None:
+    usual = {"protect_answer": True, "num_generations": 1}
+    found = labels(
+        tmp_path,
+        config("SFT"),
+        config("SFT", learning_rate=0.001, lora_rank=16),
+        config("MixSD", **usual),
+        config("MixSD", **usual, learning_rate=0.00005),
+        config("MixSD", **usual, data__expert_context="recall"),
+        config("MixSD", **{**usual, "num_generations": 4}),
+        config("MixSD", **{**usual, "protect_answer": False}),
+    )
+    assert found == [
+        "SFT, learning rate 0.0001",
+        "SFT, learning rate 0.001, lora_rank 16",
+        "MixSD, no protect_answer, learning rate 0.0001",
+        "MixSD, learning rate 5e-05",
+        "MixSD, learning rate 0.0001",
+        "MixSD, learning rate 0.0001, num_generations 4",
+        "MixSD, learning rate 0.0001, expert_context recall",
+    ]
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_of_two_that_are_as_common_the_switch_that_is_off_is_not_named(value: bool, tmp_path: Path) -> None:
+    found = labels(tmp_path, config("MixSD", protect_answer=value), config("MixSD", protect_answer=not value))
+    assert found == ["MixSD", "MixSD, protect_answer"]
+
+
 def test_seeds_paths_and_what_only_watches_do_not_matter(tmp_path: Path) -> None:
     one = config("MixSD", 1, data__data_dir="/a", trainer__check_val_every_n_epoch=1)
     other = config("MixSD", 2, data__data_dir="/b", trainer__check_val_every_n_epoch=5, trainer__default_root_dir="/c")
@@ -57,7 +86,7 @@ def test_a_setting_that_an_older_config_does_not_name_has_its_default(tmp_path: 
     new = config("MixSD", 2, protect_answer=False, warmup_steps=20, max_attempts=30, data__num_paraphrases=1)
     new["drift"] |= {"sequences": "held_out", "quadratic": False}
     protected = config("MixSD", 2, protect_answer=True)
-    assert labels(tmp_path, config("MixSD"), new, protected) == ["MixSD, no protect_answer", "MixSD, protect_answer"]
+    assert labels(tmp_path, config("MixSD"), new, protected) == ["MixSD", "MixSD, protect_answer"]
 
 
 def test_equal_numbers_are_equal_however_they_are_written(tmp_path: Path) -> None:
