@@ -1,9 +1,9 @@
 """All methods on one corpus with equal budgets: base model, SFT, OPSD, MixSD over its mixing rates, and UniSD*.
 
-    python scripts/compare.py --preset small     # 24 facts, one seed: about 20 minutes on two cores
+    python scripts/compare.py --preset small     # 24 facts, one seed: 17 minutes on two cores
     python scripts/compare.py --jobs 2           # KGFact-Small, two seeds: a night; killed, it goes on where it was
     python scripts/compare.py --preset kgfunc    # worked solutions
-    python scripts/compare.py --preset variants  # what else was tried with MixSD on KGFact-Small
+    python scripts/compare.py --preset variants  # what else was tried on KGFact-Small
 
 Every run has the same corpus, batch size and number of optimizer steps. Each method's learning rate is chosen from a small grid by runs
 on a corpus of another seed, whose facts are not reported: the best product of facts recalled and next tokens that are still the
