@@ -103,12 +103,16 @@ def draw_pareto(axes: Axes, corpus: Corpus) -> None:
         )
         if setting.rate is not None:
             curves[setting.family].append((setting.rate, learnt.value, keeps.value))
+    above = False
     for setting in corpus.settings:
         points = sorted(curves.pop(setting.family, []))
         if len(points) > 1:
             axes.plot([x for _, x, _ in points], [y for _, _, y in points], color=look[setting.label].colour, linewidth=1.2)
-            for rate, x, y in points:
-                axes.annotate(f"λ {rate:g}", (x, y), (-5, -11), textcoords="offset points", fontsize=8, ha="right")
+            # The ends alone, and the next curve's on the other side: rates between them lie too close, and the legend has them.
+            for rate, x, y in (points[0], points[-1]):
+                offset = (-5, 5 if above else -11)
+                axes.annotate(f"λ {rate:g}", (x, y), offset, textcoords="offset points", fontsize=8, ha="right")
+            above = not above
     axes.set_xlim(-0.03, 1.03)
     axes.set(
         xlabel=f"right answers: {literal(learnt_tag.removeprefix('memorization/'))}", ylabel="kept of the base model's score"
