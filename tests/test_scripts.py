@@ -170,7 +170,7 @@ def test_the_readme_has_the_table_of_the_file(corpus: str, capsys: pytest.Captur
     assert capsys.readouterr().out in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["kgfact_small", "kgfact_variants"])
+@pytest.mark.parametrize("name", ["kgfact_small", "kgfact_variants", "kgfunc"])
 def test_the_readme_has_the_comparison_of_the_file(name: str) -> None:
     assert markdown(ROOT / f"docs/results/{name}.csv") in (ROOT / "README.md").read_text(encoding="utf-8")
 
